@@ -1,0 +1,314 @@
+"""Agreement on one log entry among members that crash but do not lie: ballots by seniority, without I/O.
+
+One `Voting` decides one height of the log. It is single-decree Paxos (Lamport 1998) in the dress of view changes:
+
+    view 0                 the most senior member proposes; nobody can have promised anything before
+    propose(view, value)   leader -> all; a member that finds the value valid (`approve`) accepts it
+    accept(view, digest)   member -> all, signed; a quorum of equal ones decides
+    change(view, accepted) member -> all, once it suspects the leader: a promise to accept nothing older, with the
+                           newest value it has accepted; a quorum of these lets the view's leader propose, and it
+                           must propose the newest accepted value among them, or its own if there is none
+
+Transitions of a member (anything else is ignored; every promise and acceptance is on disk before it is sent):
+
+    on                          if                                       then
+    propose(v, x) from leader   v >= promised, no other x in v           ask the caller to judge x
+    approve(v)                  v >= promised                            promised = v; accepted = (v, x); send accept
+    suspect()                   undecided                                promised += 1 (skipping leaders that are
+                                                                         down); send change
+    change(v, ...)              v > promised, from a quorum              follow: promised = v; send change
+    change(v, ...) quorum       we lead v                                may propose (bound to the newest accepted)
+    accept(v, d) quorum         the value with digest d is known         decided
+
+Why two quorums never decide differently: any two share a member (`seniority.is_quorum`); it promised before it
+reported, so a value decided in an older view is in the reports that bind the newer one.
+
+It knows nothing of terms, logs or disks across heights: a durable Raft, or PBFT, takes its place behind the same
+calls.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from barnraise.consensus.seniority import is_quorum, leader
+from barnraise.ids import PeerId
+from barnraise.swarm.records import digest
+
+MAX_VALUE_BYTES: Final = 32 * 1024
+"""A proposal with its frame stays below the 64 KiB of a control message."""
+
+
+class _Ballot(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    height: int
+    view: int
+
+
+class Propose(_Ballot, frozen=True, kw_only=True):
+    """The leader's value."""
+
+    value: bytes
+
+
+class Accept(_Ballot, frozen=True, kw_only=True):
+    """A member's signed vote for the value with this digest."""
+
+    value: bytes
+    """Digest."""
+    signature: bytes
+
+
+class Change(_Ballot, frozen=True, kw_only=True):
+    """A member's promise to take part in no view before this one."""
+
+    accepted_view: int
+    """-1: nothing accepted yet."""
+    accepted: bytes
+
+
+class Decided(_Ballot, frozen=True, kw_only=True):
+    """What was decided, with the votes: for members that missed it."""
+
+    value: bytes
+    votes: tuple[tuple[str, bytes], ...]
+
+
+BallotMessage = Propose | Accept | Change | Decided
+
+
+class Persisted(msgspec.Struct, frozen=True, array_like=True):
+    """What a member must find again after a crash, before it says anything."""
+
+    height: int
+    promised: int
+    accepted_view: int
+    accepted: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Broadcast:
+    """Effect: send to every other member."""
+
+    message: BallotMessage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Persist:
+    """Effect: on disk before anything after it is sent."""
+
+    record: Persisted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judge:
+    """Effect: a value was proposed; call `approve(view)` if and when it is found valid."""
+
+    view: int
+    value: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """Effect: the height is decided, by these votes."""
+
+    value: bytes
+    view: int
+    votes: tuple[tuple[str, bytes], ...]
+
+
+Effect = Broadcast | Persist | Judge | Decision
+
+Sign = Callable[[str, bytes], bytes]
+"""``(context, message) -> signature`` with this peer's keys."""
+Verify = Callable[[PeerId, str, bytes, bytes], bool]
+"""``(peer, context, message, signature)`` -> does it hold?"""
+
+VOTE_CONTEXT: Final = "barnraise 1 vote"
+
+
+def vote_bytes(height: int, view: int, value: bytes) -> bytes:
+    """Return what a vote signs; the value's digest covers run, epoch and round."""
+    return msgspec.msgpack.encode((height, view, value))
+
+
+def decided_message(height: int, decision: Decision) -> Decided:
+    """Return the message that tells a decision to whoever missed it."""
+    return Decided(height=height, view=decision.view, value=decision.value, votes=decision.votes)
+
+
+def holds(decision: Decision, height: int, members: Sequence[PeerId], verify: Verify) -> bool:
+    """Tell whether a decision's votes are a quorum's: what anyone can check from files alone."""
+    signed = vote_bytes(height, decision.view, digest(decision.value))
+    voters = {
+        PeerId(voter)
+        for voter, signature in decision.votes[: len(members)]
+        if voter in members and verify(PeerId(voter), VOTE_CONTEXT, signed, signature)
+    }
+    return is_quorum(members, voters)
+
+
+@dataclass(kw_only=True)
+class Voting:
+    """One height of the log. ``members`` in order of seniority; ``me`` may be an onlooker that is none of them."""
+
+    height: int
+    members: tuple[PeerId, ...]
+    me: PeerId
+    sign: Sign
+    verify: Verify
+    promised: int = 0
+    accepted_view: int = -1
+    accepted: bytes = b""
+    decision: Decision | None = None
+    _proposals: dict[int, bytes] = field(default_factory=dict)
+    _values: dict[bytes, bytes] = field(default_factory=dict)
+    _accepts: dict[tuple[int, bytes], dict[PeerId, bytes]] = field(default_factory=dict)
+    _changes: dict[int, dict[PeerId, Change]] = field(default_factory=dict)
+
+    def restore(self, record: Persisted) -> None:
+        """Take up the promises made before a crash."""
+        self.promised, self.accepted_view, self.accepted = record.promised, record.accepted_view, record.accepted
+        if self.accepted_view >= 0:
+            self._values[digest(self.accepted)] = self.accepted
+
+    @property
+    def leader(self) -> PeerId:
+        """Return who may propose now."""
+        return leader(self.members, self.promised)
+
+    @property
+    def may_propose(self) -> bool:
+        """Tell whether this peer leads and has not proposed yet."""
+        if self.decision or self.leader != self.me or self.promised in self._proposals:
+            return False
+        return self.promised == 0 or is_quorum(self.members, self._changes.get(self.promised, {}))
+
+    @property
+    def bound_value(self) -> bytes:
+        """Return the value that this view's leader must propose; empty: its own."""
+        newest = max(self._changes.get(self.promised, {}).values(), key=lambda c: c.accepted_view, default=None)
+        return newest.accepted if newest and newest.accepted_view >= 0 else b""
+
+    def propose(self, value: bytes) -> list[Effect]:
+        """Propose, where `may_propose`; a bound value takes the place of ours. The caller judges it like any other."""
+        if not self.may_propose:
+            return []
+        value = self.bound_value or value
+        message = Propose(height=self.height, view=self.promised, value=value)
+        return [Broadcast(message=message), *self._proposed(message)]
+
+    def approve(self, view: int) -> list[Effect]:
+        """Accept the value proposed in ``view``, unless a newer view was promised meanwhile."""
+        if self.decision or view != self.promised or view not in self._proposals or self.accepted_view == view:
+            return []
+        if self.me not in self.members:
+            return []
+        self.accepted_view, self.accepted = view, self._proposals[view]
+        name = digest(self.accepted)
+        signature = self.sign(VOTE_CONTEXT, vote_bytes(self.height, view, name))
+        vote = Accept(height=self.height, view=view, value=name, signature=signature)
+        return [self._persist(), Broadcast(message=vote), *self._accept(self.me, vote)]
+
+    def suspect(self, down: frozenset[PeerId] = frozenset()) -> list[Effect]:
+        """Give up the current leader: promise the next view whose leader is not known to be down."""
+        if self.decision or self.me not in self.members:
+            return []
+        view = max([self.promised + 1, *self._changes])  # join who is ahead instead of chasing it view by view
+        while leader(self.members, view) in down and view <= self.promised + len(self.members):
+            view += 1
+        return self._promise(view)
+
+    def repeat(self) -> list[BallotMessage]:
+        """Return what this member said in the current view, for those that may have missed it."""
+        if self.decision:
+            return [decided_message(self.height, self.decision)]
+        said: list[BallotMessage] = []
+        mine = self._changes.get(self.promised, {}).get(self.me)
+        if mine:
+            said.append(mine)
+        if self.leader == self.me and self.promised in self._proposals:
+            said.append(Propose(height=self.height, view=self.promised, value=self._proposals[self.promised]))
+        if self.accepted_view >= 0:
+            name = digest(self.accepted)
+            signature = self._accepts.get((self.accepted_view, name), {}).get(self.me)
+            if signature:
+                said.append(Accept(height=self.height, view=self.accepted_view, value=name, signature=signature))
+        return said
+
+    def receive(self, sender: PeerId, message: BallotMessage) -> list[Effect]:
+        """Take in a message of this height."""
+        if self.decision or sender not in self.members:
+            return []
+        match message:
+            case Propose():
+                return self._on_propose(sender, message)
+            case Accept():
+                signed = vote_bytes(message.height, message.view, message.value)
+                valid = self.verify(sender, VOTE_CONTEXT, signed, message.signature)
+                return self._accept(sender, message) if valid else []
+            case Change():
+                return self._on_change(sender, message)
+            case Decided():
+                return self._on_decided(message)
+
+    def _on_propose(self, sender: PeerId, message: Propose) -> list[Effect]:
+        if sender != leader(self.members, message.view) or len(message.value) > MAX_VALUE_BYTES:
+            return []
+        if message.view < self.promised or message.view in self._proposals:
+            return []
+        effects: list[Effect] = []
+        if message.view > self.promised:
+            effects = self._promise(message.view)
+        return effects + self._proposed(message)
+
+    def _proposed(self, message: Propose) -> list[Effect]:
+        self._proposals[message.view] = message.value
+        name = digest(message.value)
+        self._values[name] = message.value
+        decision = self._decide(message.view, name)
+        return decision or [Judge(view=message.view, value=message.value)]
+
+    def _accept(self, sender: PeerId, vote: Accept) -> list[Effect]:
+        self._accepts.setdefault((vote.view, vote.value), {})[sender] = vote.signature
+        return self._decide(vote.view, vote.value)
+
+    def _decide(self, view: int, name: bytes) -> list[Effect]:
+        votes = self._accepts.get((view, name), {})
+        if self.decision or name not in self._values or not is_quorum(self.members, votes):
+            return []
+        self.decision = Decision(value=self._values[name], view=view, votes=tuple(sorted(votes.items())))
+        return [self.decision]
+
+    def _on_change(self, sender: PeerId, message: Change) -> list[Effect]:
+        if message.accepted_view >= message.view or len(message.accepted) > MAX_VALUE_BYTES:
+            return []
+        changes = self._changes.setdefault(message.view, {})
+        changes[sender] = message
+        if message.view > self.promised and is_quorum(self.members, changes):
+            return self._promise(message.view)
+        return []
+
+    def _on_decided(self, message: Decided) -> list[Effect]:
+        decision = Decision(value=message.value, view=message.view, votes=message.votes)
+        if not holds(decision, self.height, self.members, self.verify):
+            return []
+        self.decision = decision
+        return [decision]
+
+    def _promise(self, view: int) -> list[Effect]:
+        if self.me not in self.members:
+            self.promised = view
+            return []
+        self.promised = view
+        change = Change(height=self.height, view=view, accepted_view=self.accepted_view, accepted=self.accepted)
+        self._changes.setdefault(view, {})[self.me] = change
+        return [self._persist(), Broadcast(message=change)]
+
+    def _persist(self) -> Persist:
+        return Persist(
+            record=Persisted(
+                height=self.height, promised=self.promised, accepted_view=self.accepted_view, accepted=self.accepted
+            )
+        )

@@ -1,0 +1,158 @@
+"""The peer's end of the trainer: starts the process, speaks with it, starts it again when it dies.
+
+The trainer is given the same work again, from the snapshot at the round's start, so that its death costs time and
+nothing else. The socket lies in a directory of mode 0700: whoever connects to it is this user.
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from barnraise.errors import LocalError
+from barnraise.link import messages
+from barnraise.link.messages import Begin, Done, Failed, Hello, Initialise, Initialised, Progress, Stop
+
+MAX_DEATHS: Final = 5
+"""A trainer that dies this often without finishing a round in between will not finish the next one either."""
+CONNECT_DEADLINE_S: Final = 120.0
+"""Importing a tensor library takes seconds, on a busy machine many."""
+LEAVE_DEADLINE_S: Final = 5.0
+LOG_TAIL_BYTES: Final = 600
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerUp:
+    """A trainer said hello; ``died`` is the exit status of the one before, None for the first."""
+
+    hello: Hello
+    died: int | None
+
+
+TrainerEvent = TrainerUp | Initialised | Progress | Done | Failed
+
+
+class TrainerProcess:
+    """One trainer after another; `run` in a nursery, take from `events`, give it work with `assign`."""
+
+    def __init__(self, command: Sequence[str], log_file: Path) -> None:
+        """``command`` is completed by ``--socket PATH``."""
+        self._command = tuple(command)
+        self._log_file = log_file
+        self._send, self.events = trio.open_memory_channel[TrainerEvent](64)
+        self._work: Begin | Initialise | None = None
+        self._stream: trio.SocketStream | None = None
+        self._deaths = 0
+        self._writing = trio.Lock()
+
+    async def assign(self, work: Begin | Initialise) -> None:
+        """Give work, which supersedes what was given before; a trainer that is not there yet gets it when it comes."""
+        self._work = work
+        if self._stream is not None:
+            await self._tell(self._stream, work)
+
+    async def run(self) -> None:
+        """Keep a trainer alive until cancelled.
+
+        Raises:
+            LocalError: it died too often without finishing anything; the message ends with its last words.
+        """
+        with tempfile.TemporaryDirectory(prefix="barnraise-") as directory:
+            socket_path = Path(directory) / "trainer"
+            listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+            await listener.bind(str(socket_path))
+            listener.listen(1)
+            died: int | None = None
+            while self._deaths < MAX_DEATHS:
+                died = await self._live(listener, socket_path, died)
+                self._deaths += 1
+        raise LocalError(
+            f"the trainer died {MAX_DEATHS} times without finishing a round, last with exit status {died}. "
+            f"Its last words, from {self._log_file}: {self._last_words()}"
+        )
+
+    async def _live(self, listener: trio.socket.SocketType, socket_path: Path, died: int | None) -> int:
+        """Start one trainer, serve it until it ends, and return its exit status."""
+        with self._log_file.open("ab") as log:
+            command = [*self._command, "--socket", str(socket_path)]
+            process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._serve, listener, died)
+                await process.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._stream = None
+            with trio.CancelScope(shield=True):
+                await self._end(process)
+        return process.returncode or 0
+
+    async def _serve(self, listener: trio.socket.SocketType, died: int | None) -> None:
+        with trio.fail_after(CONNECT_DEADLINE_S):
+            connection, _ = await listener.accept()
+        async with trio.SocketStream(connection) as stream:
+            hello = await self._receive(stream)
+            if not isinstance(hello, Hello) or hello.version != messages.VERSION:
+                raise LocalError(
+                    f"the trainer began with {hello!r:.200} instead of a Hello of version {messages.VERSION}"
+                )
+            await self._send.send(TrainerUp(hello=hello, died=died))
+            self._stream = stream
+            if self._work is not None:
+                await self._tell(stream, self._work)
+            while (message := await self._receive(stream)) is not None:
+                if isinstance(message, Done):
+                    self._deaths = 0
+                if isinstance(message, Hello):
+                    raise LocalError("the trainer said hello twice")
+                await self._send.send(message)
+            await trio.sleep_forever()  # it hung up; its exit status is next
+
+    async def _tell(self, stream: trio.SocketStream, work: Begin | Initialise | Stop) -> None:
+        async with self._writing:
+            try:
+                await stream.send_all(messages.frame(work))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # it is dying; its successor is given the work
+
+    async def _receive(self, stream: trio.SocketStream) -> messages.FromTrainer | None:
+        """Return the next message, None at the end of the stream."""
+        prefix = await _exactly(stream, 4)
+        body = await _exactly(stream, messages.body_length(prefix)) if prefix else b""
+        try:
+            return messages.from_trainer(body) if body else None
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise LocalError(f"the trainer sent a malformed message: {error}") from error
+
+    async def _end(self, process: trio.Process) -> None:
+        """See the process off: its socket is closed, which tells it to leave."""
+        with trio.move_on_after(LEAVE_DEADLINE_S):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    def _last_words(self) -> str:
+        try:
+            return self._log_file.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        except OSError:
+            return "(none)"
+
+
+async def _exactly(stream: trio.SocketStream, size: int) -> bytes:
+    """Return ``size`` bytes; fewer, and then none, where the stream ends."""
+    data = b""
+    try:
+        while len(data) < size:
+            more = await stream.receive_some(size - len(data))
+            if not more:
+                return b""
+            data += more
+    except trio.BrokenResourceError:
+        return b""
+    return data

@@ -1,0 +1,59 @@
+"""Where one round's time and bytes went, as this peer saw it."""
+
+import time
+from dataclasses import dataclass, field
+
+
+def _now() -> float:
+    return time.perf_counter()
+
+
+@dataclass(kw_only=True)
+class RoundBooks:
+    """Marks of one round; a later attempt's marks replace an earlier one's."""
+
+    sent: int = 0
+    """Bytes that this peer had sent before the round."""
+    received: int = 0
+    began: float = field(default_factory=_now)
+    trained_at: float | None = None
+    cut_at: float | None = None
+    exchanged_at: float | None = None
+    stepped_at: float | None = None
+    apply_s: float = 0.0
+
+    def trained(self) -> None:
+        """Mark the trainer's end."""
+        self.trained_at = _now()
+
+    def cut(self) -> None:
+        """Mark the cut's agreement."""
+        self.cut_at = _now()
+
+    def exchanged(self) -> None:
+        """Mark the aggregate's arrival."""
+        self.exchanged_at = _now()
+
+    def stepped(self) -> None:
+        """Mark the end of the step on the copy."""
+        self.stepped_at = _now()
+
+    def applied(self, took_s: float) -> None:
+        """Add the time that making the step durable took."""
+        self.apply_s += took_s
+
+    def figures(self) -> dict[str, float]:
+        """Return the seconds of each part, in the order of a round; parts that did not happen are 0."""
+        end = _now()
+        trained = self.trained_at or self.cut_at or end
+        cut = max(self.cut_at or end, trained)
+        exchanged = max(self.exchanged_at or cut, cut)
+        stepped = max(self.stepped_at or exchanged, exchanged)
+        return {
+            "train_s": round(trained - self.began, 4),
+            "wait_s": round(cut - trained, 4),
+            "exchange_s": round(exchanged - cut, 4),
+            "apply_s": round(stepped - exchanged + self.apply_s, 4),
+            "agree_s": round(max(0.0, end - stepped - self.apply_s), 4),
+            "took_s": round(end - self.began, 4),
+        }

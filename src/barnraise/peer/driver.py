@@ -1,0 +1,529 @@
+"""Performs what the member's machine asks for, on real sockets, disks and trainers, in the order asked.
+
+One task owns the machine: it takes events from the inbox one at a time and performs the effects of each before it
+looks at the next, so that a promise is on disk before the vote that rests on it leaves. What takes long (training,
+transfers, arithmetic) runs beside it and posts an event when it is done. Arithmetic and disk run in worker threads.
+"""
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar, assert_never
+
+import msgspec
+import numpy as np
+import trio
+
+from barnraise.codec.grid import Float32
+from barnraise.collective import exchange
+from barnraise.config import PeerConfig
+from barnraise.consensus.voting import Decision
+from barnraise.dag.blobs import Blobs
+from barnraise.dag.store import Store
+from barnraise.errors import LocalError, PeerError, Unavailable
+from barnraise.identity import Identity, PublicIdentity
+from barnraise.ids import Digest, PeerId
+from barnraise.link.messages import Begin, Done, Failed, Initialised, Progress, Segment
+from barnraise.link.process import TrainerEvent, TrainerProcess, TrainerUp
+from barnraise.net.seam import Bulk, Network, PeerDown, PeerUp, Received
+from barnraise.observe.events import EventLog
+from barnraise.peer.books import RoundBooks
+from barnraise.peer.courier import Courier, FetchedState
+from barnraise.swarm import effects, messages, records
+from barnraise.swarm.effects import Effect
+from barnraise.swarm.member import Member, adopt
+from barnraise.swarm.records import MICRO, Vertex
+from barnraise.swarm.round import Stepped, Trained
+from barnraise.swarm.workspace import Workspace, root_of
+
+TICK_S: Final = 0.25
+INBOX_EVENTS: Final = 1024
+STATE_DEADLINE_S: Final = 60.0
+KEPT_VERTICES: Final = 2
+"""Checkpoints whose tensors stay on disk; the log and the vertices stay for ever."""
+LINGER_S: Final = 20.0
+"""A peer that is done waits this long for others that are a little behind and may need it."""
+
+T = TypeVar("T")
+Event = Callable[[float], list[Effect]]
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a peer says of itself when it is admitted."""
+
+    version: int
+    identity: bytes
+    bulk_host: str
+    bulk_port: int
+
+
+def read_hello(peer: PeerId, data: bytes) -> tuple[PublicIdentity, str, int]:
+    """Return a peer's keys and the address of its bulk plane.
+
+    Raises:
+        PeerError: it is malformed, or the keys are not this peer's.
+    """
+    try:
+        hello = msgspec.msgpack.decode(data, type=Hello)
+        identity = PublicIdentity.decode(hello.identity)
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
+        raise PeerError(peer, f"introduced itself badly: {error}", data) from error
+    if identity.peer_id != peer or hello.version != records.VERSION or not 0 < hello.bulk_port < 65536:
+        raise PeerError(peer, f"introduced itself as {identity.peer_id}, version {hello.version}", data)
+    return identity, hello.bulk_host, hello.bulk_port
+
+
+class Keyring:
+    """The public keys of everybody met so far; enough to check the votes of members that are gone."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.known: dict[PeerId, PublicIdentity] = {identity.peer_id: identity.public}
+
+    def add(self, identity: PublicIdentity) -> None:
+        """Remember a peer's keys, which its id vouches for."""
+        self.known[identity.peer_id] = identity
+
+    def verify(self, peer: PeerId, context: str, message: bytes, signature: bytes) -> bool:
+        """Tell whether a known peer's signature holds."""
+        return peer in self.known and self.known[peer].verify(context, message, signature)
+
+
+class Driver:
+    """One peer at work, from its first connection to the run's end."""
+
+    def __init__(
+        self,
+        *,
+        config: PeerConfig,
+        member: Member,
+        workspace: Workspace,
+        store: Store,
+        blobs: Blobs,
+        keys: Keyring,
+        trainer: TrainerProcess,
+        events: EventLog,
+        network: Network,
+    ) -> None:
+        self._config = config
+        self._member = member
+        self._workspace = workspace
+        self._store, self._blobs = store, blobs
+        self._keys = keys
+        self._trainer = trainer
+        self._events = events
+        self._network = network
+        self._inbox_in, self._inbox = trio.open_memory_channel[Event | FetchedState](INBOX_EVENTS)
+        self._token = trio.lowlevel.current_trio_token()
+        self._computing = trio.CapacityLimiter(1)
+        self._saving = trio.CapacityLimiter(1)
+        self._books = RoundBooks()
+        self._encoded_round = -1
+        self._catching_up: effects.CatchUp | None = None
+        self._done = trio.Event()
+        self._bulk: Bulk | None = None
+        self._nursery: trio.Nursery | None = None
+        self.courier = Courier(member, workspace, self.post_from_thread, self._fetched_in_thread)
+
+    async def run(self, bulk: Bulk) -> None:
+        """Work until the run is over and nobody needs us any more.
+
+        Raises:
+            LocalError: the trainer cannot go on.
+            OSError, sqlite3.OperationalError: the disk cannot; nothing is half applied.
+        """
+        self._bulk = bulk
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._hear_network)
+            nursery.start_soon(self._hear_trainer)
+            nursery.start_soon(self._tick)
+            nursery.start_soon(self._work)
+            await self._done.wait()
+            nursery.cancel_scope.cancel()
+
+    # ---- the inbox --------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        async for event in self._inbox:
+            for effect in await self._handle(event):
+                await self._perform(effect)
+
+    async def _handle(self, event: Event | FetchedState) -> list[Effect]:
+        if isinstance(event, FetchedState):
+            return await self._adopt(event)
+        try:
+            return event(trio.current_time())
+        except PeerError as error:
+            self._events.emit("peer.refused", reason=str(error))
+            return []
+
+    async def _post(self, event: Event) -> None:
+        await self._inbox_in.send(event)
+
+    def post_from_thread(self, event: Event) -> None:
+        """Post from a worker thread, which waits while the inbox is full."""
+        with contextlib.suppress(trio.RunFinishedError, trio.Cancelled):
+            trio.from_thread.run(self._post, event, trio_token=self._token)
+
+    async def _tick(self) -> None:
+        while True:
+            await self._post(self._member.tick)
+            await trio.sleep(TICK_S)
+
+    async def _hear_network(self) -> None:
+        async for event in self._network.events:
+            match event:
+                case PeerUp():
+                    await self._greet(event)
+                case PeerDown():
+                    self._events.emit("peer.lost", other=event.peer, reason=event.reason)
+                    if self._bulk is not None:
+                        self._bulk.forget(event.peer)
+                    await self._post(functools.partial(self._member.peer_down, peer=event.peer))
+                case Received():
+                    await self._post(functools.partial(self._receive, event))
+
+    async def _greet(self, event: PeerUp) -> None:
+        try:
+            identity, host, port = read_hello(event.peer, event.hello)
+        except PeerError as error:
+            self._events.emit("peer.refused", reason=str(error))
+            return
+        self._keys.add(identity)
+        if self._bulk is not None:
+            self._bulk.learn(event.peer, host, port)
+        self._events.emit("peer.joined", other=event.peer)
+        await self._post(functools.partial(self._member.peer_up, peer=event.peer))
+
+    def _receive(self, event: Received, now: float) -> list[Effect]:
+        return self._member.receive(now, event.peer, messages.decode(event.peer, event.message))
+
+    async def _hear_trainer(self) -> None:
+        async for event in self._trainer.events:
+            await self._on_trainer(event)
+
+    async def _on_trainer(self, event: TrainerEvent) -> None:
+        match event:
+            case TrainerUp():
+                self._events.emit("trainer.restarted", pid=event.hello.pid, exit=event.died)
+            case Progress():
+                steps = self._member.work.plan.steps
+                self._events.emit("round.progress", round=event.round, step=event.step, steps=steps, loss=event.loss)
+            case Done():
+                if event.round == self._member.state.round and event.round != self._encoded_round:
+                    self._encoded_round = event.round
+                    self._start(self._encode, event)
+            case Failed():
+                raise LocalError(f"the trainer cannot train round {event.round}: {event.reason}")
+            case Initialised():
+                raise LocalError("the trainer initialised a run that has begun")
+
+    # ---- effects ----------------------------------------------------------------------------------------------
+
+    async def _perform(self, effect: Effect) -> None:
+        match effect:
+            case effects.Broadcast():
+                await self._broadcast(effect.message)
+            case effects.Send():
+                await self._send(effect.to, messages.encode(effect.message))
+            case effects.PersistBallot():
+                await self._on_disk(self._store.persist, effect.record)
+            case effects.Train():
+                await self._train(effect)
+            case effects.Transfer():
+                self._transfer(effect)
+            case effects.Step():
+                self._start(self._step, effect, self._workspace.generation)
+            case effects.Append():
+                self._books.cut()
+                await self._on_disk(self._store.append, effect.height, [effect.decision], (), None)
+            case effects.Commit():
+                await self._commit(effect)
+            case effects.CatchUp():
+                self._start(self._catch_up, effect)
+            case effects.SendState():
+                self._start(self._send_state, effect)
+            case effects.Report():
+                self._events.emit(effect.event, **effect.fields)
+            case _:
+                assert_never(effect)
+
+    async def _broadcast(self, message: messages.Message) -> None:
+        data = messages.encode(message)
+        for peer in self._member.presence.connected:
+            await self._send(peer, data)
+
+    async def _send(self, to: PeerId, data: bytes) -> None:
+        """Send, or not: whoever is gone is told again when it is back (`Member.peer_up`)."""
+        with contextlib.suppress(Unavailable):
+            await self._network.send(to, data)
+
+    async def _train(self, effect: effects.Train) -> None:
+        plan, me = effect.plan, self._member.me
+        self._books = RoundBooks(sent=self._total_sent(), received=self._total_received())
+        slot = plan.slots.get(me)
+        if slot is None:
+            return
+        work = Begin(
+            round=plan.round,
+            fragment=0,
+            theta_path=str(self._blobs.path(self._member.state.theta_root)),
+            update_path=str(self._update_file),
+            segments=slot,
+            steps=plan.steps,
+            first_step=plan.first_step,
+            total_steps=plan.total_steps,
+            snapshot_in=self._snapshot_before(plan.round),
+            snapshot_out=str(self._snapshot_file(plan.round + 1)),
+            evaluate=plan.evaluate.get(me, Segment(0, 0)),
+        )
+        await self._trainer.assign(work)
+
+    def _transfer(self, effect: effects.Transfer) -> None:
+        if isinstance(effect.step, exchange.Aggregate):
+            self._start(self._aggregate, effect, effect.step.shard, self._workspace.generation)
+        else:
+            parcel = self.courier.pack(effect)
+            self._start(self.courier.push, self._plane, parcel, self._member.state.config.round.exchange_timeout_s)
+
+    async def _commit(self, effect: effects.Commit) -> None:
+        """Tensors first, then the log entry that names them: a crash between the two loses the step, not the order."""
+        began = trio.current_time()
+        space = self._workspace
+        residual = space.residual_after if effect.contributed and space.residual_after is not None else space.residual
+        await self._save(effect.height, [effect.decision], (effect.vertex,), space.pending(), residual)
+        space.commit(effect.contributed)
+        self._books.applied(trio.current_time() - began)
+        self._report_committed(effect)
+        if effect.state.is_over:
+            self._start(self._finish)
+
+    # ---- work beside the inbox --------------------------------------------------------------------------------
+
+    async def _encode(self, done: Done) -> None:
+        """Put the trainer's update on the grid and report it."""
+        self._books.trained()
+        state, num_shards = self._member.state, self._member.work.plan.num_shards
+        leaves = await self._compute(self._encode_file, state.exponents, num_shards)
+        trained = Trained(
+            round=done.round,
+            steps=done.steps,
+            samples=done.samples,
+            tokens=done.tokens,
+            train_loss=_micro(done.loss),
+            validation_loss=_micro(done.validation_nats / max(1, done.validation_tokens)),
+            validation_tokens=done.validation_tokens,
+            leaves=leaves,
+        )
+        await self._post(functools.partial(self._member.trained, trained=trained))
+
+    def _encode_file(self, exponents: tuple[int, ...], num_shards: int) -> tuple[Digest, ...]:
+        update = np.fromfile(self._update_file, dtype=np.float32)
+        if len(update) != self._workspace.size:
+            raise LocalError(f"the trainer's update has {len(update)} elements instead of {self._workspace.size}")
+        return self._workspace.encode(update, exponents, num_shards)
+
+    async def _aggregate(self, effect: effects.Transfer, shard: int, generation: int) -> None:
+        cut = self._member.state.cut
+        if cut is None or self._member.state.attempt != effect.attempt:
+            return
+        weights = [(PeerId(entry.member), entry.samples) for entry in cut.contributions]
+        num_shards, me = self._member.work.plan.num_shards, self._member.me
+
+        def order() -> bool:
+            self._workspace.aggregate(shard, num_shards, effect.attempt, weights, me)
+            return True
+
+        if await self._compute_for(generation, order):
+            event = functools.partial(self._member.aggregated, round_=effect.round, attempt=effect.attempt, shard=shard)
+            await self._post(event)
+
+    async def _step(self, effect: effects.Step, generation: int) -> None:
+        self._books.exchanged()
+        state = self._member.state
+        order = functools.partial(self._workspace.step, effect.attempt, state.exponents, state.config.outer)
+        roots = await self._compute_for(generation, order)
+        if roots is None:
+            return
+        self._books.stepped()
+        stepped = Stepped(
+            round=effect.round,
+            attempt=effect.attempt,
+            aggregate_root=roots.aggregate,
+            theta_root=roots.theta,
+            momentum_root=roots.momentum,
+            exponents=roots.exponents,
+            unix_time=int(time.time()),
+        )
+        await self._post(functools.partial(self._member.stepped, stepped=stepped))
+
+    async def _catch_up(self, effect: effects.CatchUp) -> None:
+        self._catching_up = effect
+        self.courier.expect_state(effect.donor)
+        await self._send(effect.donor, messages.encode(messages.StateWanted(height=effect.height)))
+        await trio.sleep(STATE_DEADLINE_S)
+        if self._catching_up is effect:
+            self._catching_up = None
+            await self._post(self._member.catch_up_failed)
+
+    def _fetched_in_thread(self, fetched: FetchedState) -> None:
+        with contextlib.suppress(trio.RunFinishedError, trio.Cancelled):
+            trio.from_thread.run(self._take_state, fetched, trio_token=self._token)
+
+    async def _take_state(self, fetched: FetchedState) -> None:
+        """Check a donor's state and make it ours."""
+        self.courier.expect_state(None)
+        self._catching_up = None
+        await self._inbox_in.send(fetched)
+
+    async def _adopt(self, fetched: FetchedState) -> list[Effect]:
+        """Check a donor's state and make it ours: the votes of every entry, and the tensors' hashes."""
+        member = self._member
+        for voter in fetched.voters:
+            self._keys.add(voter)
+        try:
+            if fetched.height != member.state.height:
+                raise LocalError(f"it begins at height {fetched.height} and we are at {member.state.height}")
+            adopted = await self._compute(adopt, member.state, fetched.decisions, self._keys.verify)
+            roots = await self._compute(lambda: (root_of(fetched.theta), root_of(fetched.momentum)))
+            if roots != (adopted.state.theta_root, adopted.state.momentum_root):
+                raise LocalError("its tensors are not those of its log")
+        except LocalError as error:
+            self._events.emit("peer.refused", reason=f"the state of {fetched.donor}: {error}")
+            return member.catch_up_failed(trio.current_time())
+        contributed = adopted.contributed(member.me, self._encoded_round)
+        space = self._workspace
+        residual = space.residual_after if contributed and space.residual_after is not None else space.residual
+        tensors = fetched.theta, fetched.momentum
+        await self._save(fetched.height, fetched.decisions, adopted.vertices, tensors, residual)
+        await self._compute(space.replace, fetched.theta, fetched.momentum, contributed)
+        return member.caught_up(trio.current_time(), adopted.state)
+
+    async def _send_state(self, effect: effects.SendState) -> None:
+        log = await self._on_disk(self._store.log, effect.height)
+        if not log:
+            return
+        voters = {PeerId(voter) for decision in log for voter, _ in decision.votes}
+        known = [self._keys.known[voter] for voter in sorted(voters) if voter in self._keys.known]
+        with contextlib.suppress(Unavailable), trio.move_on_after(STATE_DEADLINE_S):
+            await self.courier.push_state(self._plane, effect.to, effect.height, log, known)
+
+    async def _finish(self) -> None:
+        """Report the end, and leave once nobody who is connected is behind."""
+        state = self._member.state
+        self._events.emit(
+            "run.finished",
+            vertex=state.vertex.hex(),
+            theta_path=str(self._blobs.path(state.theta_root)),
+            rounds=state.round,
+            tokens=state.total_samples * state.config.model.max_seq_len,
+            bytes_sent=self._total_sent(),
+            bytes_received=self._total_received(),
+        )
+        with trio.move_on_after(LINGER_S):
+            while self._member.presence.anyone_behind(state.height):
+                await trio.sleep(TICK_S)
+        self._done.set()
+
+    # ---- threads, files, figures ------------------------------------------------------------------------------
+
+    async def _compute(self, order: Callable[..., T], *arguments: Any) -> T:
+        """Run arithmetic in a worker thread, one order at a time."""
+        return await trio.to_thread.run_sync(order, *arguments, limiter=self._computing)
+
+    async def _compute_for(self, generation: int, order: Callable[[], T]) -> T | None:
+        """Run arithmetic for a round, unless that round is over by the time it is its turn; then return None."""
+        return await self._compute(lambda: order() if self._workspace.generation == generation else None)
+
+    async def _on_disk(self, order: Callable[..., T], *arguments: Any) -> T:
+        """Run a disk operation in a worker thread, one at a time."""
+        return await trio.to_thread.run_sync(order, *arguments, limiter=self._saving)
+
+    async def _save(
+        self,
+        height: int,
+        log: Sequence[Decision],
+        vertices: Sequence[Vertex],
+        tensors: tuple[Float32, Float32],
+        residual: Float32,
+    ) -> None:
+        """Write what a result leads to: the files first, then the log entry that names them, in one transaction."""
+
+        def save() -> None:
+            names = [self._blobs.put(tensor, name) for tensor, name in zip(tensors, _roots(vertices), strict=True)]
+            rest = self._blobs.put(residual)
+            self._store.append(height, log, vertices, rest)
+            recent = [
+                Digest(root) for vertex in self._store.vertices(KEPT_VERTICES) for root in (vertex.model, vertex.outer)
+            ]
+            self._blobs.keep([*names, *recent, rest])
+
+        await self._on_disk(save)
+
+    def _start(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        if self._nursery is None:
+            raise LocalError("the driver does not run")
+        self._nursery.start_soon(work, *arguments)
+
+    @property
+    def _plane(self) -> Bulk:
+        if self._bulk is None:
+            raise LocalError("the driver does not run")
+        return self._bulk
+
+    @property
+    def _update_file(self) -> Path:
+        return self._config.data_dir / "update.f32"
+
+    def _snapshot_file(self, round_: int) -> Path:
+        return self._config.data_dir / "trainer" / f"round-{round_:08d}.safetensors"
+
+    def _snapshot_before(self, round_: int) -> str:
+        """Return the newest snapshot of the trainer's state not newer than a round's start; "" if there is none."""
+        latest = self._snapshot_file(round_)
+        found = sorted(file for file in latest.parent.glob("round-*.safetensors") if file <= latest)
+        for old in found[:-2]:
+            old.unlink(missing_ok=True)
+        return str(found[-1]) if found else ""
+
+    def _report_committed(self, effect: effects.Commit) -> None:
+        event = effect.event
+        contributors = [member for member, _ in effect.vertex.contributors]
+        metrics = event.metrics
+        measured = metrics.validation_loss >= 0
+        self._events.emit(
+            "round.committed",
+            round=event.round,
+            vertex=event.vertex.hex(),
+            theta=event.theta_root.hex(),
+            members=list(effect.state.peers),
+            contributors=contributors,
+            missed=[member.peer for member in effect.state.members if member.missed] + list(event.left),
+            train_loss=metrics.train_loss / MICRO,
+            val_bits_per_byte=metrics.validation_loss / MICRO / math.log(2) if measured else None,
+            tokens=metrics.tokens,
+            bytes_sent=self._total_sent() - self._books.sent,
+            bytes_received=self._total_received() - self._books.received,
+            **self._books.figures(),
+        )
+        for peer in event.left:
+            self._events.emit("peer.left", other=peer, reason="it was gone when the round was agreed")
+
+    def _total_sent(self) -> int:
+        return self._plane.bytes_sent
+
+    def _total_received(self) -> int:
+        return self._plane.bytes_received
+
+
+def _roots(vertices: Sequence[Vertex]) -> tuple[Digest, Digest]:
+    newest = vertices[-1]
+    return Digest(newest.model), Digest(newest.outer)
+
+
+def _micro(value: float) -> int:
+    """Return a loss in micro-nats; the trainer has refused what is not finite."""
+    return round(value * MICRO)

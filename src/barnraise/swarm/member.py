@@ -1,0 +1,662 @@
+"""One member of a run as a state machine without I/O: everything it hears goes in, what it wants done comes out.
+
+Theory of operation. The log alternates between a round's cut and its result (`state.py`). `Voting` decides each
+height; this machine trains, commits, proposes what it may, judges what others propose, and moves on.
+
+    phase      leaves it when                              to
+    GATHER     every member was seen, or long enough       TRAIN
+    TRAIN      our update is encoded                       COMMIT (our commitment is out)
+    any        the cut is decided                          EXCHANGE
+    EXCHANGE   every shard of the aggregate is here        STEP
+    STEP       the copy has stepped                        RESULT
+    any        the result is decided and we have stepped   TRAIN of the next round, or OVER
+    any        the result is decided and we have not       BEHIND, unless we still make it in time
+    any        a void is decided                           COMMIT of the next attempt
+    BEHIND     a donor's log and tensors are here          TRAIN
+
+The leader proposes a cut once every member that is not down has committed, or the grace after a quorum of
+commitments is over; a result once it has stepped itself; a void once the exchange waits for a member that is down
+or for too long. Everybody else gives the leader that much time and `agree_timeout_s` more, then votes it out.
+
+Two rules keep a crash from splitting the swarm: nothing is sent that rests on a promise not yet on disk
+(`PersistBallot` comes before `Broadcast` in every list of effects), and nothing is applied that is not decided
+(`Commit` is the only effect that changes the agreed tensors).
+
+`now` is any clock that does not go backwards, in seconds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import msgspec
+
+from barnraise.collective import exchange
+from barnraise.consensus import voting
+from barnraise.consensus.seniority import explain, is_quorum
+from barnraise.consensus.voting import BallotMessage, Decision, Persisted, Sign, Verify, Voting
+from barnraise.errors import LocalError, PeerError
+from barnraise.ids import PeerId
+from barnraise.swarm import effects, records
+from barnraise.swarm import round as rounds
+from barnraise.swarm.effects import Effect
+from barnraise.swarm.messages import Commit, Message, StateWanted, Status, Want
+from barnraise.swarm.presence import Presence
+from barnraise.swarm.records import Cut, LogEvent, Result, Vertex, Void
+from barnraise.swarm.round import Phase, Stepped, Trained
+from barnraise.swarm.state import State, apply, check_follows, follow
+
+HEARTBEAT_S = 1.0
+REPEAT_S = 2.0
+"""What we said and nobody answered is said again this often."""
+MAX_EARLY = 256
+"""Messages kept for the next few heights, which faster members reach first."""
+MAX_RECENT = 8
+"""Decisions kept for members that are a few entries behind; who is further behind fetches the state."""
+
+
+class Member:
+    """The machine. Call the methods named like events; perform the effects they return, in order."""
+
+    def __init__(
+        self,
+        *,
+        me: PeerId,
+        state: State,
+        sign: Sign,
+        verify: Verify,
+        now: float,
+        peer_timeout_s: float,
+        ballot: Persisted | None = None,
+        recent: Sequence[Decision] = (),
+    ) -> None:
+        """Take up the run at ``state``, with the promise and the last decisions that were found on disk."""
+        self.me = me
+        self.state = state
+        self.phase = Phase.GATHER
+        self.work = rounds.new_work(state)
+        self.presence = Presence(me=me, timeout_s=peer_timeout_s, started_at=now)
+        self._sign = sign
+        self._verify = verify
+        self._voting = self._new_voting(ballot)
+        self._judging: tuple[int, bytes] | None = None
+        self._owed: Decision | None = None
+        self._early: list[tuple[PeerId, Message]] = []
+        self._recent = {
+            state.height - age: voting.decided_message(state.height - age, decision)
+            for age, decision in enumerate(reversed(recent[-MAX_RECENT:]), start=1)
+        }
+        self._view = 0
+        self._view_since = now
+        self._phase_since = now
+        self._quorum_since: float | None = None
+        self._train_took_s = 0.0
+        self._next_heartbeat = now
+        self._next_repeat = now + REPEAT_S
+        self._waiting_reason = ""
+        self._donors_asked = 0
+
+    # ---- events -----------------------------------------------------------------------------------------------
+
+    def peer_up(self, now: float, peer: PeerId) -> list[Effect]:
+        """Note an admitted peer; tell it what we said last, which it may have missed."""
+        self.presence.up(peer, now)
+        again: list[Effect] = [effects.Send(to=peer, message=message) for message in self._said()]
+        if self.work.exchange:
+            again += self._transfers(now, self.work.exchange.peer_up(peer))
+        return again + self._advance(now)
+
+    def peer_down(self, now: float, peer: PeerId) -> list[Effect]:
+        """Note that a peer's connection is gone."""
+        self.presence.down(peer)
+        found = self._transfers(now, self.work.exchange.peer_down(peer)) if self.work.exchange else []
+        return found + self._advance(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Let time pass; call it a few times a second."""
+        found: list[Effect] = []
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + HEARTBEAT_S
+            found.append(effects.Broadcast(message=self._status()))
+        if now >= self._next_repeat:
+            self._next_repeat = now + REPEAT_S
+            found += [effects.Broadcast(message=message) for message in self._said()]
+            found += self._ask_for_missing()
+        return found + self._advance(now)
+
+    def trained(self, now: float, trained: Trained) -> list[Effect]:
+        """Our update is encoded: commit to it. A round that is over by now is ignored."""
+        if trained.round != self.state.round or self.phase is Phase.OVER or self.me in self.work.promises:
+            return []
+        self._train_took_s = now - self._phase_since
+        message = rounds.commitment_of(self.state, self.me, trained, self._sign)
+        self.work.promises[self.me] = rounds.check_commitment(self.state, self.work, self.me, message, self._verify)
+        if self.phase is Phase.TRAIN:
+            self._enter(Phase.COMMIT, now)
+        return [effects.Broadcast(message=message), *self._advance(now)]
+
+    def update_arrived(self, now: float, round_: int, sender: PeerId, shard: int, leaf: bytes) -> list[Effect]:
+        """A shard of a member's update is here; ``leaf`` is its hash, which its commitment must hold."""
+        if round_ != self.state.round:
+            return []
+        self.work.updates_arrived[sender, shard] = leaf
+        return self._take_update(now, sender, shard)
+
+    def _take_update(self, now: float, sender: PeerId, shard: int) -> list[Effect]:
+        promise = self.work.promises.get(sender)
+        if self.work.exchange is None or promise is None:
+            return []
+        if promise.message.leaves[shard] != self.work.updates_arrived[sender, shard]:
+            reason = f"shard {shard} of round {self.state.round} is not what it committed to"
+            return [effects.Report(event="peer.refused", fields={"peer": sender, "reason": reason})]
+        return self._transfers(now, self.work.exchange.update_arrived(sender, shard))
+
+    def aggregate_arrived(self, now: float, round_: int, attempt: int, shard: int) -> list[Effect]:
+        """A finished shard is here."""
+        if round_ != self.state.round or attempt < self.state.attempt:
+            return []
+        self.work.aggregates_arrived.add((attempt, shard))
+        if self.work.exchange is None or attempt != self.state.attempt:
+            return []
+        return self._transfers(now, self.work.exchange.aggregate_arrived(shard))
+
+    def aggregated(self, now: float, round_: int, attempt: int, shard: int) -> list[Effect]:
+        """A shard of ours is aggregated."""
+        if self.work.exchange is None or (round_, attempt) != (self.state.round, self.state.attempt):
+            return []
+        return self._transfers(now, self.work.exchange.aggregated(shard))
+
+    def stepped(self, now: float, stepped: Stepped) -> list[Effect]:
+        """The copy has stepped."""
+        if (stepped.round, stepped.attempt) != (self.state.round, self.state.attempt) or self.phase is Phase.OVER:
+            return []
+        self.work.stepped = stepped
+        if self.phase is Phase.STEP:
+            self._enter(Phase.RESULT, now)
+        return self._advance(now)
+
+    def caught_up(self, now: float, state: State) -> list[Effect]:
+        """The driver holds ``state`` (from `adopt`) and its tensors, on disk."""
+        if state.height <= self.state.height:
+            self._resume(now)
+            return self._advance(now)
+        self._move_to(state, now)
+        return self._begin_round(now) + self._advance(now)
+
+    def catch_up_failed(self, now: float) -> list[Effect]:
+        """The donor did not deliver; another is asked when the next message shows that we are behind."""
+        self._resume(now)
+        self._view_since = now
+        return []
+
+    def receive(self, now: float, sender: PeerId, message: Message) -> list[Effect]:
+        """Take in a message.
+
+        Raises:
+            PeerError: it breaks the protocol; nothing changed.
+        """
+        self.presence.heard(sender, now)
+        found: list[Effect] = []
+        if self.phase is Phase.GATHER and not isinstance(message, Status):
+            found = self._begin_round(now)  # others have begun
+        match message:
+            case Commit():
+                found += self._on_commit(sender, message)
+            case Status():
+                found += self._on_status(now, sender, message)
+            case Want():
+                found += self._on_want(sender, message)
+            case StateWanted():
+                found.append(effects.SendState(to=sender, height=message.height))
+            case voting.Propose() | voting.Accept() | voting.Change() | voting.Decided():
+                found += self._on_ballot(now, sender, message)
+            case _:
+                assert_never(message)
+        return found + self._advance(now)
+
+    # ---- what came in -----------------------------------------------------------------------------------------
+
+    def _on_commit(self, sender: PeerId, message: Commit) -> list[Effect]:
+        round_ = _round_of(sender, message)
+        if round_ == self.state.round + 1:
+            self._keep(sender, message)
+        if round_ != self.state.round or self.phase is Phase.OVER:
+            return []
+        promise = rounds.check_commitment(self.state, self.work, sender, message, self._verify)
+        member = PeerId(promise.commitment.member)
+        if member == self.me:
+            return []  # from before a crash of ours: it counts again only once we have trained again
+        if member not in self.work.promises or (sender == member and self.state.cut is None):
+            # A member that crashed after committing may commit to other bytes; its newest word counts until the cut.
+            self.work.promises[member] = promise
+        return []
+
+    def _on_status(self, now: float, sender: PeerId, message: Status) -> list[Effect]:
+        self.presence.note(sender, height=message.height, wants_in=message.wants_in)
+        behind = message.height - self.state.height
+        if behind <= 0 or self._owed or self.phase is Phase.BEHIND:
+            return []
+        if behind > MAX_RECENT // 2:
+            return self._catch_up(now, sender)
+        return [effects.Send(to=sender, message=Want(height=self.state.height, round=self.state.round, commitments=()))]
+
+    def _on_want(self, sender: PeerId, message: Want) -> list[Effect]:
+        found: list[Effect] = []
+        if message.height in self._recent:
+            found.append(effects.Send(to=sender, message=self._recent[message.height]))
+        if message.round == self.state.round:
+            asked = [self.work.promises[PeerId(p)] for p in message.commitments if PeerId(p) in self.work.promises]
+            found += [effects.Send(to=sender, message=promise.message) for promise in asked]
+        return found
+
+    def _on_ballot(self, now: float, sender: PeerId, message: BallotMessage) -> list[Effect]:
+        if message.height > self.state.height:
+            self._keep(sender, message)
+            return []
+        if message.height < self.state.height:
+            decided = self._recent.get(message.height)
+            late = decided is not None and not isinstance(message, voting.Decided | voting.Accept)
+            return [effects.Send(to=sender, message=decided)] if late and decided else []
+        return self._vote(now, self._voting.receive(sender, message))
+
+    def _keep(self, sender: PeerId, message: Message) -> None:
+        if len(self._early) < MAX_EARLY:
+            self._early.append((sender, message))
+
+    # ---- moving on --------------------------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> list[Effect]:
+        """Do whatever has become possible."""
+        if self.phase is Phase.OVER:
+            return []
+        if self.phase is Phase.GATHER:
+            return self._gather(now)
+        found = self._start_exchange(now) + self._judge(now)
+        found += self._propose(now) + self._impatience(now) + self._settle_owed(now)
+        return found + self._say_if_waiting()
+
+    def _gather(self, now: float) -> list[Effect]:
+        """Wait for the others before the first round; a run that has begun needs no waiting."""
+        waited_enough = now >= self.presence.started_at + self.presence.timeout_s
+        if self.presence.is_starting(self.state.peers) and not waited_enough and not self.state.height:
+            return []
+        return self._begin_round(now)
+
+    def _propose(self, now: float) -> list[Effect]:
+        if self._owed or self.phase is Phase.BEHIND or not self._voting.may_propose:
+            return []
+        value: LogEvent | None = self._cut_if_due(now) if self.state.cut is None else self._result_if_due(now)
+        if self._voting.bound_value:
+            return self._vote(now, self._voting.propose(b""))
+        return self._vote(now, self._voting.propose(records.encode(value))) if value else []
+
+    def _cut_if_due(self, now: float) -> Cut | None:
+        down = self.presence.down_among(self.state.peers, now)
+        ready = rounds.ready(self.state, self.work, down)
+        if not self._has_quorum_since(now, ready):
+            return None
+        awaited = set(self.work.plan.slots) - set(ready) - self.state.without - down
+        if awaited and now < (self._quorum_since or now) + self._grace_s():
+            return None
+        return rounds.build_cut(self.state, self.work, ready)
+
+    def _result_if_due(self, now: float) -> Result | Void | None:
+        work = self.work
+        if work.stepped:
+            joined, left = self._membership_changes(now)
+            return rounds.build_result(self.state, work, work.stepped, joined=joined, left=left)
+        if work.exchange is None or work.exchange.is_complete:
+            return None
+        owing = work.exchange.owing
+        gone = owing & self.presence.down_among(self.state.peers, now)
+        if now >= self._phase_since + self.state.config.round.exchange_timeout_s:
+            gone = owing
+        return rounds.build_void(self.state, gone) if gone else None
+
+    def _membership_changes(self, now: float) -> tuple[tuple[PeerId, ...], tuple[PeerId, ...]]:
+        cut = self.state.cut
+        contributed = {entry.member for entry in cut.contributions} if cut else set()
+        down = self.presence.down_among(self.state.peers, now)
+        patience = self.state.config.round.max_missed
+        left = tuple(
+            member.peer
+            for member in self.state.members
+            if member.peer not in contributed and (member.peer in down or member.missed + 1 >= patience)
+        )
+        joined = self.presence.newcomers(self.state.peers, self.state.height, now)
+        return joined, left
+
+    def _judge(self, now: float) -> list[Effect]:
+        """Approve the value that is up for a vote, once we can see that it is right."""
+        if self._judging is None:
+            return []
+        view, value = self._judging
+        try:
+            event = records.decode_event.decode(value)
+            check_follows(self.state, event)
+        except (msgspec.DecodeError, msgspec.ValidationError, LocalError):
+            self._judging = None
+            return []
+        if not self._agrees(event):
+            return []
+        self._judging = None
+        return self._vote(now, self._voting.approve(view))
+
+    def _agrees(self, event: LogEvent) -> bool:
+        match event:
+            case Cut():
+                return not rounds.unknown_contributions(self.work, event)
+            case Void():
+                return True
+            case Result():
+                stepped = self.work.stepped
+                return stepped is not None and rounds.is_valid_result(self.state, self.work, stepped, event)
+            case _:
+                assert_never(event)
+
+    def _impatience(self, now: float) -> list[Effect]:
+        """Vote out a leader that is down or overdue."""
+        if self._owed or self.phase is Phase.BEHIND or self.me not in self.state.peers:
+            return []
+        down = self.presence.down_among(self.state.peers, now)
+        due = self._leader_due(now)
+        overdue = due is not None and now >= due
+        if self._voting.leader not in down and not overdue:
+            return []
+        if not is_quorum(self.state.peers, set(self.state.peers) - down):
+            return []
+        return self._vote(now, self._voting.suspect(down))
+
+    def _leader_due(self, now: float) -> float | None:
+        """Return when the leader will have had time enough; None while it is not its turn."""
+        rules = self.state.config.round
+        patience = rules.agree_timeout_s * float(2 ** min(self._voting.promised, 6))
+        if self.state.cut is not None:
+            return max(self._phase_since + rules.exchange_timeout_s, self._view_since) + patience
+        down = self.presence.down_among(self.state.peers, now)
+        if not self._has_quorum_since(now, rounds.ready(self.state, self.work, down)):
+            return None
+        return max((self._quorum_since or now) + self._grace_s(), self._view_since) + patience
+
+    def _has_quorum_since(self, now: float, ready: Sequence[PeerId]) -> bool:
+        """Tell whether enough have committed, and remember since when."""
+        if not is_quorum(self.state.peers, ready):
+            self._quorum_since = None
+            return False
+        if self._quorum_since is None:
+            self._quorum_since = now
+        return True
+
+    def _grace_s(self) -> float:
+        rules = self.state.config.round
+        return max(rules.grace_min_s, rules.grace_factor * self._train_took_s)
+
+    def _start_exchange(self, now: float) -> list[Effect]:
+        cut = self.state.cut
+        if cut is None or self.work.exchange or rounds.unknown_contributions(self.work, cut):
+            return []
+        self.work.exchange = exchange.Exchange(
+            contributors=[PeerId(entry.member) for entry in cut.contributions],
+            members=self.state.peers,
+            num_shards=self.work.plan.num_shards,
+            me=self.me,
+        )
+        self._enter(Phase.EXCHANGE, now)
+        found = self._transfers(now, self.work.exchange.begin())
+        for sender, shard in sorted(self.work.updates_arrived):
+            found += self._take_update(now, sender, shard)
+        for attempt, shard in sorted(self.work.aggregates_arrived):
+            if attempt == self.state.attempt:
+                found += self._transfers(now, self.work.exchange.aggregate_arrived(shard))
+        return found
+
+    def _transfers(self, now: float, steps: Sequence[exchange.Effect]) -> list[Effect]:
+        found: list[Effect] = []
+        for step in steps:
+            if isinstance(step, exchange.Complete):
+                self._enter(Phase.STEP, now)
+                found.append(effects.Step(round=self.state.round, attempt=self.state.attempt))
+            else:
+                found.append(effects.Transfer(round=self.state.round, attempt=self.state.attempt, step=step))
+        return found
+
+    # ---- agreement --------------------------------------------------------------------------------------------
+
+    def _vote(self, now: float, asked: Sequence[voting.Effect]) -> list[Effect]:
+        found: list[Effect] = []
+        if self._voting.promised != self._view:
+            self._view, self._view_since = self._voting.promised, now
+        for effect in asked:
+            match effect:
+                case voting.Broadcast():
+                    found.append(effects.Broadcast(message=effect.message))
+                case voting.Persist():
+                    found.append(effects.PersistBallot(record=effect.record))
+                case voting.Judge():
+                    self._judging = (effect.view, effect.value)
+                    found += self._judge(now)
+                case Decision():
+                    found += self._decided(now, effect)
+                case _:
+                    assert_never(effect)
+        return found
+
+    def _decided(self, now: float, decision: Decision) -> list[Effect]:
+        event = records.decode_event.decode(decision.value)
+        height = self.state.height
+        self._remember(height, decision)
+        if isinstance(event, Result):
+            return self._conclude(now, decision)
+        append = effects.Append(height=height, event=event, decision=decision)
+        self._move_to(apply(self.state, event), now, keep_round=True)
+        if isinstance(event, Cut):
+            return [append, *self._start_exchange(now), *self._replay_early(now)]
+        self._resume(now)
+        fields: dict[str, object] = {"round": event.round, "attempt": event.attempt, "without": list(event.without)}
+        return [append, effects.Report(event="round.void", fields=fields), *self._replay_early(now)]
+
+    def _conclude(self, now: float, decision: Decision) -> list[Effect]:
+        """Step, if our copy is what was agreed; otherwise give it time to become so."""
+        event = records.decode_event.decode(decision.value)
+        stepped, cut = self.work.stepped, self.state.cut
+        if not isinstance(event, Result) or cut is None:
+            raise LocalError("a round was concluded without its cut")
+        if stepped is None or stepped.attempt != event.attempt or stepped.theta_root != event.theta_root:
+            if self._owed is None:
+                self._owed, self._view_since = decision, now
+            return []
+        self._owed = None
+        after, vertex = follow(self.state, event)
+        if vertex is None:
+            raise LocalError("a result certified no vertex")
+        commit = effects.Commit(
+            height=self.state.height,
+            event=event,
+            decision=decision,
+            state=after,
+            vertex=vertex,
+            contributed=self.me in {entry.member for entry in cut.contributions},
+        )
+        self._move_to(after, now)
+        return [commit, *self._begin_round(now), *self._replay_early(now)]
+
+    def _settle_owed(self, now: float) -> list[Effect]:
+        """Finish a round that was decided without us, or fetch what it made."""
+        if self._owed is None or self.phase is Phase.BEHIND:
+            return []
+        concluded = self._conclude(now, self._owed)
+        if concluded:
+            return concluded
+        if now < self._view_since + self.state.config.round.agree_timeout_s:
+            return []
+        return self._catch_up(now, self._donor(now))
+
+    def _donor(self, now: float) -> PeerId:
+        """Return whom to fetch the state from: those known to be ahead in turn, else a voter."""
+        down = self.presence.down_among(self.state.peers, now)
+        ahead = [peer for peer in self.presence.ahead_of(self.state.height) if peer not in down]
+        voters = [PeerId(voter) for voter, _ in self._owed.votes] if self._owed else []
+        candidates = ahead or [voter for voter in voters if voter != self.me] or list(self.state.peers)
+        self._donors_asked += 1
+        return candidates[self._donors_asked % len(candidates)]
+
+    def _catch_up(self, now: float, donor: PeerId) -> list[Effect]:
+        self._enter(Phase.BEHIND, now)
+        fields: dict[str, object] = {"round": self.state.round, "donor": donor}
+        return [
+            effects.Report(event="peer.catching_up", fields=fields),
+            effects.CatchUp(donor=donor, height=self.state.height),
+        ]
+
+    def _move_to(self, state: State, now: float, *, keep_round: bool = False) -> None:
+        same_round = keep_round and state.round == self.state.round
+        if same_round:
+            self.work.exchange = None
+            self.work.stepped = None
+        else:
+            self.work = rounds.new_work(state)
+        self.state = state
+        self._voting = self._new_voting(None)
+        self._view = 0
+        self._judging = None
+        self._owed = None
+        self._quorum_since = None
+        self._view_since = now
+        self._phase_since = now if not same_round else self._phase_since
+
+    def _begin_round(self, now: float) -> list[Effect]:
+        if self.state.is_over:
+            self._enter(Phase.OVER, now)
+            return []
+        self._enter(Phase.TRAIN, now)
+        plan = self.work.plan
+        fields: dict[str, object] = {
+            "round": plan.round,
+            "members": list(plan.members),
+            "first_sample": min((s.first for slot in plan.slots.values() for s in slot), default=0),
+            "samples": sum(s.count for slot in plan.slots.values() for s in slot),
+        }
+        return [effects.Report(event="round.planned", fields=fields), effects.Train(plan=plan)]
+
+    def _replay_early(self, now: float) -> list[Effect]:
+        early, self._early = self._early, []
+        found: list[Effect] = []
+        for sender, message in early:
+            if isinstance(message, Commit):
+                try:
+                    found += self._on_commit(sender, message)
+                except PeerError as error:
+                    fields: dict[str, object] = {"peer": sender, "reason": str(error)}
+                    found.append(effects.Report(event="peer.refused", fields=fields))
+            elif not isinstance(message, Status | Want | StateWanted):
+                found += self._on_ballot(now, sender, message)
+        return found
+
+    def _new_voting(self, ballot: Persisted | None) -> Voting:
+        fresh = Voting(
+            height=self.state.height,
+            members=self.state.peers,
+            me=self.me,
+            sign=self._sign,
+            verify=self._verify,
+        )
+        if ballot and ballot.height == self.state.height:
+            fresh.restore(ballot)
+        return fresh
+
+    def _remember(self, height: int, decision: Decision) -> None:
+        self._recent[height] = voting.decided_message(height, decision)
+        self._recent.pop(height - MAX_RECENT, None)
+
+    def _resume(self, now: float) -> None:
+        """Take up the round where its books say it is."""
+        if self.work.stepped:
+            self._enter(Phase.RESULT, now)
+        elif self.work.exchange:
+            self._enter(Phase.STEP if self.work.exchange.is_complete else Phase.EXCHANGE, now)
+        else:
+            self._enter(Phase.COMMIT if self.me in self.work.promises else Phase.TRAIN, now)
+
+    def _enter(self, phase: Phase, now: float) -> None:
+        self.phase = phase
+        self._phase_since = now
+
+    # ---- what we say ------------------------------------------------------------------------------------------
+
+    def _status(self) -> Status:
+        wants_in = self.me not in self.state.peers and self.phase is not Phase.BEHIND
+        return Status(height=self.state.height, round=self.state.round, wants_in=wants_in)
+
+    def _said(self) -> list[Message]:
+        if self.phase is Phase.OVER:
+            return []
+        said: list[Message] = list(self._voting.repeat())
+        if self.me in self.work.promises and self.state.cut is None:
+            said.append(self.work.promises[self.me].message)
+        return said
+
+    def _ask_for_missing(self) -> list[Effect]:
+        """Ask for commitments that an agreed or proposed cut names and that we do not have."""
+        cut = self.state.cut
+        if cut is None and self._judging:
+            try:
+                proposed = records.decode_event.decode(self._judging[1])
+            except (msgspec.DecodeError, msgspec.ValidationError):
+                return []
+            cut = proposed if isinstance(proposed, Cut) else None
+        missing = rounds.unknown_contributions(self.work, cut) if cut else ()
+        if not missing:
+            return []
+        want = Want(height=self.state.height, round=self.state.round, commitments=missing)
+        return [effects.Broadcast(message=want)]
+
+    def _say_if_waiting(self) -> list[Effect]:
+        """Report once when too few members are reachable, and once when that is over."""
+        present = {peer for peer in self.state.peers if peer == self.me or self.presence.is_up(peer)}
+        starting = self.presence.is_starting(self.state.peers)
+        reason = "" if starting or is_quorum(self.state.peers, present) else explain(self.state.peers, present)
+        if reason == self._waiting_reason:
+            return []
+        self._waiting_reason = reason
+        return [effects.Report(event="peer.waiting", fields={"reason": reason or "enough members are back"})]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adopted:
+    """What following a donor's log came to."""
+
+    state: State
+    vertices: tuple[Vertex, ...]
+    cuts: tuple[Cut, ...]
+    """The cuts that led to a result, in order."""
+
+    def contributed(self, peer: PeerId, round_: int) -> bool:
+        """Tell whether a peer's update of a round was in."""
+        return any(cut.round == round_ and peer in {c.member for c in cut.contributions} for cut in self.cuts)
+
+
+def adopt(state: State, log: Sequence[Decision], verify: Verify) -> Adopted:
+    """Follow a donor's log from ``state`` on, checking the votes of every decision.
+
+    Raises:
+        LocalError: a decision does not follow, or its votes are no quorum.
+    """
+    cuts: list[Cut] = []
+    vertices: list[Vertex] = []
+    for decision in log:
+        if not voting.holds(decision, state.height, state.peers, verify):
+            raise LocalError(f"the votes for height {state.height} are no quorum of its members")
+        event = records.decode_event.decode(decision.value)
+        check_follows(state, event)
+        if isinstance(event, Result) and state.cut:
+            cuts.append(state.cut)
+        state, vertex = follow(state, event)
+        vertices += [vertex] if vertex else []
+    return Adopted(state=state, vertices=tuple(vertices), cuts=tuple(cuts))
+
+
+def _round_of(sender: PeerId, message: Commit) -> int:
+    try:
+        return records.decode_commitment.decode(message.commitment.record).round
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise PeerError(sender, f"sent a malformed commitment: {error}", message.commitment.record) from error

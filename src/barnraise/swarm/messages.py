@@ -1,0 +1,68 @@
+"""What members say to each other on the control plane; every message is checked here before anything looks at it."""
+
+import msgspec
+
+from barnraise.consensus.voting import Accept, BallotMessage, Change, Decided, Propose
+from barnraise.errors import PeerError
+from barnraise.ids import PeerId
+from barnraise.swarm.records import Signed
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    pass
+
+
+class Commit(_Message, frozen=True, kw_only=True):
+    """A signed commitment and the hashes of the encoded shards under its root."""
+
+    commitment: Signed
+    leaves: tuple[bytes, ...]
+
+
+class Status(_Message, frozen=True, kw_only=True):
+    """Once a second: I am here, and this far."""
+
+    height: int
+    round: int
+    wants_in: bool
+    """Not a member, has caught up, would like to be one."""
+
+
+class Want(_Message, frozen=True, kw_only=True):
+    """Please repeat the decision at this height, or these members' commitments of this round."""
+
+    height: int
+    round: int
+    commitments: tuple[str, ...]
+
+
+class StateWanted(_Message, frozen=True, kw_only=True):
+    """Please send the log from this height on, and the newest vertex's tensors, over the bulk plane."""
+
+    height: int
+
+
+Message = Commit | Status | Want | StateWanted | Propose | Accept | Change | Decided
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return a message's bytes."""
+    return _encode(message)
+
+
+def decode(sender: PeerId, data: bytes) -> Message:
+    """Return the message in ``data``.
+
+    Raises:
+        PeerError: it is malformed.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise PeerError(sender, f"sent a malformed message: {error}", data) from error
+
+
+__all__ = ["BallotMessage", "Commit", "Message", "StateWanted", "Status", "Want", "decode", "encode"]

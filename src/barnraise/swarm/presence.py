@@ -1,0 +1,91 @@
+"""Who is there, as one member sees it: connections that are up, and who has been silent for too long."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from barnraise.ids import PeerId
+
+NEWCOMER_FRESH_S = 3.0
+"""A request to join counts while it is no older than three heartbeats."""
+
+
+@dataclass(kw_only=True)
+class _Sighting:
+    connected: bool = False
+    heard_at: float = 0.0
+    height: int = -1
+    wants_in: bool = False
+
+
+@dataclass(kw_only=True)
+class Presence:
+    """Opinion, not agreement: it only decides whom to wait for."""
+
+    me: PeerId
+    timeout_s: float
+    started_at: float
+    _seen: dict[PeerId, _Sighting] = field(default_factory=dict)
+
+    def up(self, peer: PeerId, now: float) -> None:
+        """Note a connection."""
+        sighting = self._seen.setdefault(peer, _Sighting())
+        sighting.connected, sighting.heard_at = True, now
+
+    def down(self, peer: PeerId) -> None:
+        """Note that a connection is gone."""
+        self._seen.setdefault(peer, _Sighting()).connected = False
+
+    def heard(self, peer: PeerId, now: float) -> None:
+        """Note a sign of life."""
+        self._seen.setdefault(peer, _Sighting(connected=True)).heard_at = now
+
+    def note(self, peer: PeerId, *, height: int, wants_in: bool) -> None:
+        """Note what a peer said of itself."""
+        sighting = self._seen.setdefault(peer, _Sighting(connected=True))
+        sighting.height, sighting.wants_in = height, wants_in
+
+    @property
+    def connected(self) -> tuple[PeerId, ...]:
+        """Return everybody who is connected."""
+        return tuple(peer for peer, sighting in self._seen.items() if sighting.connected)
+
+    def anyone_behind(self, height: int) -> bool:
+        """Tell whether somebody who is connected has not said that it got this far."""
+        return any(sighting.connected and sighting.height < height for sighting in self._seen.values())
+
+    def is_up(self, peer: PeerId) -> bool:
+        """Tell whether a peer is connected."""
+        return peer in self._seen and self._seen[peer].connected
+
+    def is_starting(self, members: Iterable[PeerId]) -> bool:
+        """Tell whether some member has never been seen: early on that is no reason to worry."""
+        return any(peer != self.me and peer not in self._seen for peer in members)
+
+    def down_among(self, members: Iterable[PeerId], now: float) -> frozenset[PeerId]:
+        """Return the members that are gone: disconnected, silent, or never seen since long ago."""
+        return frozenset(peer for peer in members if peer != self.me and self._is_gone(peer, now))
+
+    def ahead_of(self, height: int) -> tuple[PeerId, ...]:
+        """Return the connected peers that said they are further."""
+        return tuple(sorted(peer for peer, seen in self._seen.items() if seen.connected and seen.height > height))
+
+    def newcomers(self, members: Iterable[PeerId], height: int, now: float) -> tuple[PeerId, ...]:
+        """Return the peers that want in, are connected and have caught up."""
+        inside = set(members)
+        return tuple(
+            sorted(
+                peer
+                for peer, sighting in self._seen.items()
+                if peer not in inside
+                and sighting.wants_in
+                and sighting.connected
+                and sighting.height >= height - 1
+                and now - sighting.heard_at <= NEWCOMER_FRESH_S
+            )
+        )
+
+    def _is_gone(self, peer: PeerId, now: float) -> bool:
+        sighting = self._seen.get(peer)
+        if sighting is None:
+            return now - self.started_at > self.timeout_s
+        return not sighting.connected or now - sighting.heard_at > self.timeout_s

@@ -1,0 +1,176 @@
+"""The records that peers hash, sign and agree on: array-like, versioned, without maps or floats.
+
+Fields that this profile leaves empty are there already (fragment, gram, ledger, trace root ...), so that rounds
+in flight together, streamed fragments, robust rules and replay need no new format. A loss is an integer number of
+micro-nats.
+"""
+
+from typing import Final
+
+import blake3
+import msgspec
+
+from barnraise.ids import Digest
+
+VERSION: Final = 1
+MICRO: Final = 1_000_000
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """What all records share: the format's version, and what the record is about."""
+
+    version: int = VERSION
+    run: bytes
+    epoch: int
+    round: int
+    fragment: int = 0
+
+
+class Commitment(Record, frozen=True, kw_only=True):
+    """A member fixes its update before anybody has seen any: signed, and sent ahead of all tensors."""
+
+    base: bytes
+    """The vertex that the update was computed from."""
+    member: str
+    samples: int
+    """The update's weight."""
+    steps: int
+    tokens: int
+    codec: str
+    exponents: tuple[int, ...]
+    """The grid, one exponent a block; the previous vertex fixes it."""
+    update_root: bytes
+    """Root over the hashes of the encoded shards."""
+    trace_root: bytes
+    """Root over checkpoints of the inner steps, for replay; empty in ``home``."""
+    train_loss: int
+    """Micro-nats per token."""
+    validation_loss: int
+    """Micro-nats per token on the windows this member was asked to measure ``base`` on."""
+    validation_tokens: int
+
+
+class Event(Record, frozen=True, kw_only=True):
+    """An entry of the agreed log."""
+
+    previous: bytes
+    """Digest of the entry before: the log is a chain."""
+    attempt: int = 0
+
+
+class Contribution(msgspec.Struct, frozen=True, array_like=True):
+    """A commitment that is in: whose, its digest, and what the fold needs of it."""
+
+    member: str
+    commitment: bytes
+    samples: int
+
+
+class Cut(Event, frozen=True, kw_only=True):
+    """First agreement of a round: which commitments are in."""
+
+    contributions: tuple[Contribution, ...]
+
+
+class Metrics(msgspec.Struct, frozen=True, array_like=True):
+    """What a round showed, from the members' signed claims."""
+
+    train_loss: int
+    """Micro-nats per token, weighted by samples."""
+    validation_loss: int
+    """Micro-nats per token of the round's base, weighted by tokens; -1: nobody measured."""
+    tokens: int
+
+
+class Result(Event, frozen=True, kw_only=True):
+    """Second agreement: what the round made of the parameters, and who are members after it."""
+
+    cut: bytes
+    """Digest of the agreed cut."""
+    excluded: tuple[tuple[str, str], ...]
+    """``(member, reason)`` of updates that a rule left out; none in ``home``."""
+    gram: bytes
+    """Digest of the Gram matrix of a robust rule; empty in ``home``."""
+    aggregate_root: bytes
+    theta_root: bytes
+    momentum_root: bytes
+    exponents: tuple[int, ...]
+    """The next round's grid."""
+    metrics: Metrics
+    ledger: bytes
+    """Digest of the ledger's changes; empty in ``home``."""
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    time: int
+    """The proposer's clock, Unix seconds: information, trusted for nothing."""
+    vertex: bytes
+    """Id of the checkpoint that this entry certifies."""
+
+
+class Void(Event, frozen=True, kw_only=True):
+    """Second agreement, the other way: the exchange failed, nobody steps, the round's cut is taken again."""
+
+    cut: bytes
+    without: tuple[str, ...]
+    """Members that the next attempt does not wait for."""
+
+
+LogEvent = Cut | Result | Void
+
+
+class Vertex(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """A certified checkpoint of the DAG; its id is the hash of these bytes and the votes stand over the id."""
+
+    version: int = VERSION
+    run: bytes
+    """Names architecture, data and rules: the run id hashes them all."""
+    parents: tuple[bytes, ...]
+    round: int
+    """Rounds behind this checkpoint."""
+    model: bytes
+    """BLAKE3 of the flat float32 parameters."""
+    outer: bytes
+    """BLAKE3 of the outer optimiser's flat float32 state."""
+    random: bytes
+    """Seed of the next round."""
+    cursor: int
+    """First sample that no round was ever given."""
+    requeued: tuple[tuple[int, int], ...]
+    """``(first, count)`` of samples given out and to be given out again."""
+    exponents: tuple[int, ...]
+    time: int
+    contributors: tuple[tuple[str, int], ...]
+    """``(member, samples)`` of the round before."""
+    total_samples: int
+    train_loss: int
+    validation_loss: int
+
+
+class Signed(msgspec.Struct, frozen=True, array_like=True):
+    """A record's exact bytes and a signature over them; what was received is what is verified."""
+
+    record: bytes
+    signature: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def encode(record: Record | Vertex) -> bytes:
+    """Return the canonical bytes of a record."""
+    return _encode(record)
+
+
+def digest(data: bytes) -> Digest:
+    """Return the hash by which a record's bytes are named."""
+    return Digest(blake3.blake3(data, derive_key_context="barnraise 1 record").digest())
+
+
+def vertex_id(vertex: Vertex) -> Digest:
+    """Return the name of a checkpoint: the hash of its canonical bytes."""
+    return Digest(blake3.blake3(encode(vertex), derive_key_context="barnraise 1 vertex").digest())
+
+
+decode_event: msgspec.msgpack.Decoder[LogEvent] = msgspec.msgpack.Decoder(LogEvent)
+decode_commitment: msgspec.msgpack.Decoder[Commitment] = msgspec.msgpack.Decoder(Commitment)
+decode_vertex: msgspec.msgpack.Decoder[Vertex] = msgspec.msgpack.Decoder(Vertex)

@@ -1,0 +1,276 @@
+"""One round as one member knows it: commitments, the exchange, the step. Judged and built here, agreed elsewhere."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from barnraise.aggregate import mean
+from barnraise.codec.grid import CODEC
+from barnraise.collective.exchange import Exchange
+from barnraise.collective.shards import root
+from barnraise.consensus.seniority import is_quorum
+from barnraise.consensus.voting import Sign, Verify
+from barnraise.errors import LocalError, PeerError
+from barnraise.ids import DIGEST_BYTES, EMPTY_DIGEST, Digest, PeerId
+from barnraise.swarm import records
+from barnraise.swarm.messages import Commit
+from barnraise.swarm.plan import RoundPlan, plan
+from barnraise.swarm.records import Commitment, Contribution, Cut, Metrics, Result, Signed, Void
+from barnraise.swarm.state import State, apply
+
+COMMIT_CONTEXT = "barnraise 1 commitment"
+
+
+class Phase(enum.Enum):
+    """Where a member is in its round."""
+
+    GATHER = "waiting for the others"
+    TRAIN = "training"
+    COMMIT = "waiting for the cut"
+    EXCHANGE = "exchanging"
+    STEP = "stepping"
+    RESULT = "waiting for the result"
+    BEHIND = "catching up"
+    OVER = "finished"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What the driver reports when the trainer is done and its update is encoded."""
+
+    round: int
+    steps: int
+    samples: int
+    tokens: int
+    train_loss: int
+    """Micro-nats per token."""
+    validation_loss: int
+    validation_tokens: int
+    leaves: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stepped:
+    """What the driver reports when the copy has made its step."""
+
+    round: int
+    attempt: int
+    aggregate_root: Digest
+    theta_root: Digest
+    momentum_root: Digest
+    exponents: tuple[int, ...]
+    unix_time: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promise:
+    """A checked commitment of a member."""
+
+    message: Commit
+    commitment: Commitment
+    digest: Digest
+
+
+@dataclass(kw_only=True)
+class Work:
+    """All that is known of the round at hand; forgotten when the round is over."""
+
+    plan: RoundPlan
+    promises: dict[PeerId, Promise] = field(default_factory=dict)
+    updates_arrived: dict[tuple[PeerId, int], bytes] = field(default_factory=dict)
+    """Hash of each ``(member, shard)``. Outlives an attempt: an update does not change."""
+    aggregates_arrived: set[tuple[int, int]] = field(default_factory=set)
+    """``(attempt, shard)``."""
+    exchange: Exchange | None = None
+    stepped: Stepped | None = None
+
+
+def new_work(state: State) -> Work:
+    """Return the empty books of the state's round."""
+    return Work(plan=plan(state))
+
+
+def commitment_of(state: State, me: PeerId, trained: Trained, sign: Sign) -> Commit:
+    """Return our signed commitment."""
+    record = records.encode(
+        Commitment(
+            run=state.run,
+            epoch=state.epoch,
+            round=state.round,
+            base=state.vertex,
+            member=me,
+            samples=trained.samples,
+            steps=trained.steps,
+            tokens=trained.tokens,
+            codec=CODEC,
+            exponents=state.exponents,
+            update_root=root(trained.leaves),
+            trace_root=EMPTY_DIGEST,
+            train_loss=trained.train_loss,
+            validation_loss=trained.validation_loss,
+            validation_tokens=trained.validation_tokens,
+        )
+    )
+    signed = Signed(record=record, signature=sign(COMMIT_CONTEXT, record))
+    return Commit(commitment=signed, leaves=trained.leaves)
+
+
+def check_commitment(state: State, work: Work, sender: PeerId, message: Commit, verify: Verify) -> Promise:
+    """Return a member's commitment to this round, checked; ``sender`` may be passing on another member's.
+
+    Raises:
+        PeerError: its signature, its round, its grid or its claims do not hold.
+    """
+    signed = message.commitment
+    try:
+        commitment = records.decode_commitment.decode(signed.record)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise PeerError(sender, f"sent a malformed commitment: {error}", signed.record) from error
+    member = PeerId(commitment.member)
+    complaint = _complaint(state, work, message, commitment)
+    if not complaint and not verify(member, COMMIT_CONTEXT, signed.record, signed.signature):
+        complaint = "its signature does not hold"
+    if complaint:
+        raise PeerError(member, f"commitment to round {commitment.round} refused: {complaint}", signed.record)
+    return Promise(message=message, commitment=commitment, digest=records.digest(signed.record))
+
+
+def _complaint(state: State, work: Work, message: Commit, commitment: Commitment) -> str:
+    asked = sum(segment.count for segment in work.plan.slots.get(PeerId(commitment.member), ()))
+    expected = (records.VERSION, state.run, state.epoch, state.round, 0, state.vertex, CODEC, state.exponents)
+    found = (
+        commitment.version,
+        commitment.run,
+        commitment.epoch,
+        commitment.round,
+        commitment.fragment,
+        commitment.base,
+        commitment.codec,
+        commitment.exponents,
+    )
+    names = ("version", "run", "epoch", "round", "fragment", "base vertex", "codec", "grid")
+    for name, want, have in zip(names, expected, found, strict=True):
+        if want != have:
+            return f"its {name} is {have!r:.80}, ours is {want!r:.80}"
+    if commitment.samples != asked or not asked:
+        return f"it claims {commitment.samples} samples and was given {asked}"
+    if len(message.leaves) != work.plan.num_shards or any(len(leaf) != DIGEST_BYTES for leaf in message.leaves):
+        return f"it has {len(message.leaves)} shards instead of {work.plan.num_shards}"
+    if root(message.leaves) != commitment.update_root:
+        return "its shards' hashes do not make up its root"
+    losses = (commitment.train_loss, commitment.validation_loss, commitment.validation_tokens, commitment.tokens)
+    if min(losses) < 0 or max(losses) > mean.MAX_TOTAL_WEIGHT:
+        return "its claims are out of range"
+    return ""
+
+
+def ready(state: State, work: Work, down: frozenset[PeerId]) -> list[PeerId]:
+    """Return the members whose commitments can be in, by seniority.
+
+    Who kept an earlier attempt waiting is left out, unless there are not enough without it.
+    """
+    committed = [peer for peer in state.peers if peer in work.promises and peer not in down]
+    prompt = [peer for peer in committed if peer not in state.without]
+    return prompt if is_quorum(state.peers, prompt) else committed
+
+
+def build_cut(state: State, work: Work, chosen: Sequence[PeerId]) -> Cut:
+    """Return the cut of these members' commitments."""
+    promises = [work.promises[peer] for peer in chosen]
+    return Cut(
+        run=state.run,
+        epoch=state.epoch,
+        round=state.round,
+        attempt=state.attempt,
+        previous=state.head,
+        contributions=tuple(
+            Contribution(promise.commitment.member, promise.digest, promise.commitment.samples) for promise in promises
+        ),
+    )
+
+
+def unknown_contributions(work: Work, cut: Cut) -> tuple[str, ...]:
+    """Return the contributors whose commitment, or this very version of it, is not at hand."""
+    return tuple(
+        entry.member
+        for entry in cut.contributions
+        if (promise := work.promises.get(PeerId(entry.member))) is None or promise.digest != entry.commitment
+    )
+
+
+def build_void(state: State, without: frozenset[PeerId]) -> Void:
+    """Return the entry that sends the round back to its cut."""
+    return Void(
+        run=state.run,
+        epoch=state.epoch,
+        round=state.round,
+        attempt=state.attempt,
+        previous=state.head,
+        cut=_cut_digest(state),
+        without=tuple(sorted(without)),
+    )
+
+
+def build_result(
+    state: State, work: Work, stepped: Stepped, *, joined: tuple[PeerId, ...], left: tuple[PeerId, ...]
+) -> Result:
+    """Return the entry for our step, vertex id included."""
+    draft = Result(
+        run=state.run,
+        epoch=state.epoch,
+        round=state.round,
+        attempt=state.attempt,
+        previous=state.head,
+        cut=_cut_digest(state),
+        excluded=(),
+        gram=EMPTY_DIGEST,
+        aggregate_root=stepped.aggregate_root,
+        theta_root=stepped.theta_root,
+        momentum_root=stepped.momentum_root,
+        exponents=stepped.exponents,
+        metrics=_metrics(state, work),
+        ledger=EMPTY_DIGEST,
+        joined=tuple(sorted(joined)),
+        left=tuple(sorted(left)),
+        time=stepped.unix_time,
+        vertex=EMPTY_DIGEST,
+    )
+    return _with_vertex(state, draft)
+
+
+def is_valid_result(state: State, work: Work, stepped: Stepped, proposed: Result) -> bool:
+    """Tell whether a proposal says what we computed; membership and time are the proposer's to say."""
+    ours = build_result(
+        state,
+        work,
+        replace(stepped, unix_time=proposed.time),
+        joined=tuple(PeerId(peer) for peer in proposed.joined),
+        left=tuple(PeerId(peer) for peer in proposed.left),
+    )
+    return ours == proposed
+
+
+def _with_vertex(state: State, draft: Result) -> Result:
+    """Return the entry with the id of the checkpoint it leads to; the checkpoint does not depend on the entry's hash."""
+    after = apply(state, draft)
+    return msgspec.structs.replace(draft, vertex=after.vertex)
+
+
+def _metrics(state: State, work: Work) -> Metrics:
+    cut = state.cut
+    promises = [work.promises[PeerId(entry.member)].commitment for entry in cut.contributions] if cut else []
+    samples = sum(p.samples for p in promises)
+    measured = sum(p.validation_tokens for p in promises)
+    return Metrics(
+        train_loss=sum(p.train_loss * p.samples for p in promises) // max(1, samples),
+        validation_loss=sum(p.validation_loss * p.validation_tokens for p in promises) // measured if measured else -1,
+        tokens=sum(p.tokens for p in promises),
+    )
+
+
+def _cut_digest(state: State) -> Digest:
+    if state.cut is None:
+        raise LocalError("a result was asked for before its cut")
+    return records.digest(records.encode(state.cut))
