@@ -33,7 +33,8 @@ from barnraise.net.seam import Network
 from barnraise.observe.events import EventLog
 from barnraise.peer.driver import Driver, Hello, Keyring
 from barnraise.swarm import records
-from barnraise.swarm.member import Member, adopt
+from barnraise.swarm.adopt import adopt
+from barnraise.swarm.member import Member
 from barnraise.swarm.state import genesis
 from barnraise.swarm.workspace import Workspace, root_of
 

@@ -33,8 +33,9 @@ from barnraise.observe.events import EventLog
 from barnraise.peer.books import RoundBooks
 from barnraise.peer.courier import Courier, FetchedState
 from barnraise.swarm import effects, messages, records
+from barnraise.swarm.adopt import adopt
 from barnraise.swarm.effects import Effect
-from barnraise.swarm.member import Member, adopt
+from barnraise.swarm.member import Member
 from barnraise.swarm.records import MICRO, Vertex
 from barnraise.swarm.round import Stepped, Trained
 from barnraise.swarm.workspace import Workspace, root_of

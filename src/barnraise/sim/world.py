@@ -21,13 +21,15 @@ from barnraise.codec.grid import Float32
 from barnraise.collective import exchange
 from barnraise.collective.shards import leaf
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
+from barnraise.consensus.seniority import is_quorum
 from barnraise.consensus.voting import Decision, Persisted
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
 from barnraise.sim.faults import Crash, Cutoff, Fault, Pause
 from barnraise.swarm import effects, messages
+from barnraise.swarm.adopt import adopt
 from barnraise.swarm.effects import Effect
-from barnraise.swarm.member import Member, adopt
+from barnraise.swarm.member import Member
 from barnraise.swarm.messages import Message, StateWanted
 from barnraise.swarm.round import Stepped, Trained
 from barnraise.swarm.slots import Segment
@@ -37,6 +39,8 @@ from barnraise.swarm.workspace import Workspace, as_bytes, root_of
 SIZE = 200
 BLOCKS = ((0, 70), (70, 200))
 TICK_S = 0.25
+QUIET_S = 150.0
+"""After this long without new faults, whoever can go on has done so."""
 
 
 @dataclass(kw_only=True)
@@ -87,6 +91,11 @@ class World:
         self._broken: set[frozenset[int]] = set()
         self._crashes = {(c.peer, c.round, c.after, c.nth): c for c in faults if isinstance(c, Crash)}
         self.decided: dict[int, bytes] = {}
+        self.is_waiting = False
+        """The world ended with too few members left: they say so and wait."""
+        self._quiet_after_s = QUIET_S + max(
+            (fault.at_s + fault.for_s for fault in faults if not isinstance(fault, Crash)), default=0.0
+        )
         self.config = RunConfig(
             founders=tuple(f"peer-{i}" for i in range(num_peers)),
             inner=InnerConfig(batch_size=2),
@@ -108,11 +117,22 @@ class World:
         """
         while self._heap and not self._is_over():
             self.now, _, act = heapq.heappop(self._heap)
+            if self.now > self._quiet_after_s and self._waits_rightly():
+                self.is_waiting = True
+                return
             if self.now > self.horizon_s:
                 phases = {n.index: (n.alive, n.member.phase.value, n.member.state.height) for n in self.nodes}
                 raise Broken(f"no progress after {self.horizon_s} simulated seconds: {phases}")
             act()
         self._check_end()
+
+    def _waits_rightly(self) -> bool:
+        """Tell whether too few members are left for a quorum, so that waiting is all that may be done."""
+        alive = [node for node in self.nodes if node.alive]
+        if self._waking or not alive:
+            return not self._waking
+        members = max((node.member.state for node in alive), key=lambda state: state.height).peers
+        return not is_quorum(members, {node.peer for node in alive})
 
     def _is_over(self) -> bool:
         alive = [node for node in self.nodes if node.alive]

@@ -26,7 +26,6 @@ Two rules keep a crash from splitting the swarm: nothing is sent that rests on a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import assert_never
 
 import msgspec
@@ -37,22 +36,20 @@ from barnraise.consensus.seniority import explain, is_quorum
 from barnraise.consensus.voting import BallotMessage, Decision, Persisted, Sign, Verify, Voting
 from barnraise.errors import LocalError, PeerError
 from barnraise.ids import PeerId
-from barnraise.swarm import effects, records
+from barnraise.swarm import effects, proposals, records
 from barnraise.swarm import round as rounds
 from barnraise.swarm.effects import Effect
+from barnraise.swarm.mailbox import MAX_RECENT, Mailbox
 from barnraise.swarm.messages import Commit, Message, StateWanted, Status, Want
+from barnraise.swarm.pace import Pace
 from barnraise.swarm.presence import Presence
-from barnraise.swarm.records import Cut, LogEvent, Result, Vertex, Void
+from barnraise.swarm.records import Cut, Result
 from barnraise.swarm.round import Phase, Stepped, Trained
 from barnraise.swarm.state import State, apply, check_follows, follow
 
 HEARTBEAT_S = 1.0
 REPEAT_S = 2.0
 """What we said and nobody answered is said again this often."""
-MAX_EARLY = 256
-"""Messages kept for the next few heights, which faster members reach first."""
-MAX_RECENT = 8
-"""Decisions kept for members that are a few entries behind; who is further behind fetches the state."""
 
 
 class Member:
@@ -81,16 +78,9 @@ class Member:
         self._voting = self._new_voting(ballot)
         self._judging: tuple[int, bytes] | None = None
         self._owed: Decision | None = None
-        self._early: list[tuple[PeerId, Message]] = []
-        self._recent = {
-            state.height - age: voting.decided_message(state.height - age, decision)
-            for age, decision in enumerate(reversed(recent[-MAX_RECENT:]), start=1)
-        }
+        self._mailbox = Mailbox(state.height, recent)
         self._view = 0
-        self._view_since = now
-        self._phase_since = now
-        self._quorum_since: float | None = None
-        self._train_took_s = 0.0
+        self._pace = Pace(rules=state.config.round, phase_since=now, view_since=now)
         self._next_heartbeat = now
         self._next_repeat = now + REPEAT_S
         self._waiting_reason = ""
@@ -128,7 +118,7 @@ class Member:
         """Our update is encoded: commit to it. A round that is over by now is ignored."""
         if trained.round != self.state.round or self.phase is Phase.OVER or self.me in self.work.promises:
             return []
-        self._train_took_s = now - self._phase_since
+        self._pace.train_took_s = now - self._pace.phase_since
         message = rounds.commitment_of(self.state, self.me, trained, self._sign)
         self.work.promises[self.me] = rounds.check_commitment(self.state, self.work, self.me, message, self._verify)
         if self.phase is Phase.TRAIN:
@@ -186,7 +176,7 @@ class Member:
     def catch_up_failed(self, now: float) -> list[Effect]:
         """The donor did not deliver; another is asked when the next message shows that we are behind."""
         self._resume(now)
-        self._view_since = now
+        self._pace.view_since = now
         return []
 
     def receive(self, now: float, sender: PeerId, message: Message) -> list[Effect]:
@@ -219,7 +209,7 @@ class Member:
     def _on_commit(self, sender: PeerId, message: Commit) -> list[Effect]:
         round_ = _round_of(sender, message)
         if round_ == self.state.round + 1:
-            self._keep(sender, message)
+            self._mailbox.keep(sender, message)
         if round_ != self.state.round or self.phase is Phase.OVER:
             return []
         promise = rounds.check_commitment(self.state, self.work, sender, message, self._verify)
@@ -242,8 +232,9 @@ class Member:
 
     def _on_want(self, sender: PeerId, message: Want) -> list[Effect]:
         found: list[Effect] = []
-        if message.height in self._recent:
-            found.append(effects.Send(to=sender, message=self._recent[message.height]))
+        decided = self._mailbox.decided(message.height)
+        if decided:
+            found.append(effects.Send(to=sender, message=decided))
         if message.round == self.state.round:
             asked = [self.work.promises[PeerId(p)] for p in message.commitments if PeerId(p) in self.work.promises]
             found += [effects.Send(to=sender, message=promise.message) for promise in asked]
@@ -251,17 +242,13 @@ class Member:
 
     def _on_ballot(self, now: float, sender: PeerId, message: BallotMessage) -> list[Effect]:
         if message.height > self.state.height:
-            self._keep(sender, message)
+            self._mailbox.keep(sender, message)
             return []
         if message.height < self.state.height:
-            decided = self._recent.get(message.height)
-            late = decided is not None and not isinstance(message, voting.Decided | voting.Accept)
-            return [effects.Send(to=sender, message=decided)] if late and decided else []
+            decided = self._mailbox.decided(message.height)
+            is_late = not isinstance(message, voting.Decided | voting.Accept)
+            return [effects.Send(to=sender, message=decided)] if decided and is_late else []
         return self._vote(now, self._voting.receive(sender, message))
-
-    def _keep(self, sender: PeerId, message: Message) -> None:
-        if len(self._early) < MAX_EARLY:
-            self._early.append((sender, message))
 
     # ---- moving on --------------------------------------------------------------------------------------------
 
@@ -283,48 +270,16 @@ class Member:
         return self._begin_round(now)
 
     def _propose(self, now: float) -> list[Effect]:
-        if self._owed or self.phase is Phase.BEHIND or not self._voting.may_propose:
+        if self._owed or self.phase is Phase.BEHIND:
             return []
-        value: LogEvent | None = self._cut_if_due(now) if self.state.cut is None else self._result_if_due(now)
+        if self.state.cut is None:
+            self._pace.note_enough(now, proposals.is_enough(self.state, self.work, self.presence, now))
+        if not self._voting.may_propose:
+            return []
         if self._voting.bound_value:
             return self._vote(now, self._voting.propose(b""))
-        return self._vote(now, self._voting.propose(records.encode(value))) if value else []
-
-    def _cut_if_due(self, now: float) -> Cut | None:
-        down = self.presence.down_among(self.state.peers, now)
-        ready = rounds.ready(self.state, self.work, down)
-        if not self._has_quorum_since(now, ready):
-            return None
-        awaited = set(self.work.plan.slots) - set(ready) - self.state.without - down
-        if awaited and now < (self._quorum_since or now) + self._grace_s():
-            return None
-        return rounds.build_cut(self.state, self.work, ready)
-
-    def _result_if_due(self, now: float) -> Result | Void | None:
-        work = self.work
-        if work.stepped:
-            joined, left = self._membership_changes(now)
-            return rounds.build_result(self.state, work, work.stepped, joined=joined, left=left)
-        if work.exchange is None or work.exchange.is_complete:
-            return None
-        owing = work.exchange.owing
-        gone = owing & self.presence.down_among(self.state.peers, now)
-        if now >= self._phase_since + self.state.config.round.exchange_timeout_s:
-            gone = owing
-        return rounds.build_void(self.state, gone) if gone else None
-
-    def _membership_changes(self, now: float) -> tuple[tuple[PeerId, ...], tuple[PeerId, ...]]:
-        cut = self.state.cut
-        contributed = {entry.member for entry in cut.contributions} if cut else set()
-        down = self.presence.down_among(self.state.peers, now)
-        patience = self.state.config.round.max_missed
-        left = tuple(
-            member.peer
-            for member in self.state.members
-            if member.peer not in contributed and (member.peer in down or member.missed + 1 >= patience)
-        )
-        joined = self.presence.newcomers(self.state.peers, self.state.height, now)
-        return joined, left
+        event = proposals.due(self.state, self.work, self.presence, self._pace, now)
+        return self._vote(now, self._voting.propose(records.encode(event))) if event else []
 
     def _judge(self, now: float) -> list[Effect]:
         """Approve the value that is up for a vote, once we can see that it is right."""
@@ -337,59 +292,22 @@ class Member:
         except (msgspec.DecodeError, msgspec.ValidationError, LocalError):
             self._judging = None
             return []
-        if not self._agrees(event):
+        if not proposals.agrees(self.state, self.work, event):
             return []
         self._judging = None
         return self._vote(now, self._voting.approve(view))
-
-    def _agrees(self, event: LogEvent) -> bool:
-        match event:
-            case Cut():
-                return not rounds.unknown_contributions(self.work, event)
-            case Void():
-                return True
-            case Result():
-                stepped = self.work.stepped
-                return stepped is not None and rounds.is_valid_result(self.state, self.work, stepped, event)
-            case _:
-                assert_never(event)
 
     def _impatience(self, now: float) -> list[Effect]:
         """Vote out a leader that is down or overdue."""
         if self._owed or self.phase is Phase.BEHIND or self.me not in self.state.peers:
             return []
         down = self.presence.down_among(self.state.peers, now)
-        due = self._leader_due(now)
-        overdue = due is not None and now >= due
-        if self._voting.leader not in down and not overdue:
+        view, has_cut = self._voting.promised, self.state.cut is not None
+        if self._voting.leader not in down and not self._pace.leader_is_overdue(now, view, has_cut=has_cut):
             return []
         if not is_quorum(self.state.peers, set(self.state.peers) - down):
             return []
         return self._vote(now, self._voting.suspect(down))
-
-    def _leader_due(self, now: float) -> float | None:
-        """Return when the leader will have had time enough; None while it is not its turn."""
-        rules = self.state.config.round
-        patience = rules.agree_timeout_s * float(2 ** min(self._voting.promised, 6))
-        if self.state.cut is not None:
-            return max(self._phase_since + rules.exchange_timeout_s, self._view_since) + patience
-        down = self.presence.down_among(self.state.peers, now)
-        if not self._has_quorum_since(now, rounds.ready(self.state, self.work, down)):
-            return None
-        return max((self._quorum_since or now) + self._grace_s(), self._view_since) + patience
-
-    def _has_quorum_since(self, now: float, ready: Sequence[PeerId]) -> bool:
-        """Tell whether enough have committed, and remember since when."""
-        if not is_quorum(self.state.peers, ready):
-            self._quorum_since = None
-            return False
-        if self._quorum_since is None:
-            self._quorum_since = now
-        return True
-
-    def _grace_s(self) -> float:
-        rules = self.state.config.round
-        return max(rules.grace_min_s, rules.grace_factor * self._train_took_s)
 
     def _start_exchange(self, now: float) -> list[Effect]:
         cut = self.state.cut
@@ -425,7 +343,7 @@ class Member:
     def _vote(self, now: float, asked: Sequence[voting.Effect]) -> list[Effect]:
         found: list[Effect] = []
         if self._voting.promised != self._view:
-            self._view, self._view_since = self._voting.promised, now
+            self._view, self._pace.view_since = self._voting.promised, now
         for effect in asked:
             match effect:
                 case voting.Broadcast():
@@ -444,7 +362,7 @@ class Member:
     def _decided(self, now: float, decision: Decision) -> list[Effect]:
         event = records.decode_event.decode(decision.value)
         height = self.state.height
-        self._remember(height, decision)
+        self._mailbox.remember(height, decision)
         if isinstance(event, Result):
             return self._conclude(now, decision)
         append = effects.Append(height=height, event=event, decision=decision)
@@ -463,7 +381,7 @@ class Member:
             raise LocalError("a round was concluded without its cut")
         if stepped is None or stepped.attempt != event.attempt or stepped.theta_root != event.theta_root:
             if self._owed is None:
-                self._owed, self._view_since = decision, now
+                self._owed, self._pace.view_since = decision, now
             return []
         self._owed = None
         after, vertex = follow(self.state, event)
@@ -487,7 +405,7 @@ class Member:
         concluded = self._conclude(now, self._owed)
         if concluded:
             return concluded
-        if now < self._view_since + self.state.config.round.agree_timeout_s:
+        if not self._pace.is_owed_long(now):
             return []
         return self._catch_up(now, self._donor(now))
 
@@ -520,9 +438,7 @@ class Member:
         self._view = 0
         self._judging = None
         self._owed = None
-        self._quorum_since = None
-        self._view_since = now
-        self._phase_since = now if not same_round else self._phase_since
+        self._pace.next_entry(now)
 
     def _begin_round(self, now: float) -> list[Effect]:
         if self.state.is_over:
@@ -539,9 +455,8 @@ class Member:
         return [effects.Report(event="round.planned", fields=fields), effects.Train(plan=plan)]
 
     def _replay_early(self, now: float) -> list[Effect]:
-        early, self._early = self._early, []
         found: list[Effect] = []
-        for sender, message in early:
+        for sender, message in self._mailbox.take():
             if isinstance(message, Commit):
                 try:
                     found += self._on_commit(sender, message)
@@ -564,10 +479,6 @@ class Member:
             fresh.restore(ballot)
         return fresh
 
-    def _remember(self, height: int, decision: Decision) -> None:
-        self._recent[height] = voting.decided_message(height, decision)
-        self._recent.pop(height - MAX_RECENT, None)
-
     def _resume(self, now: float) -> None:
         """Take up the round where its books say it is."""
         if self.work.stepped:
@@ -579,7 +490,7 @@ class Member:
 
     def _enter(self, phase: Phase, now: float) -> None:
         self.phase = phase
-        self._phase_since = now
+        self._pace.phase_since = now
 
     # ---- what we say ------------------------------------------------------------------------------------------
 
@@ -619,40 +530,6 @@ class Member:
             return []
         self._waiting_reason = reason
         return [effects.Report(event="peer.waiting", fields={"reason": reason or "enough members are back"})]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Adopted:
-    """What following a donor's log came to."""
-
-    state: State
-    vertices: tuple[Vertex, ...]
-    cuts: tuple[Cut, ...]
-    """The cuts that led to a result, in order."""
-
-    def contributed(self, peer: PeerId, round_: int) -> bool:
-        """Tell whether a peer's update of a round was in."""
-        return any(cut.round == round_ and peer in {c.member for c in cut.contributions} for cut in self.cuts)
-
-
-def adopt(state: State, log: Sequence[Decision], verify: Verify) -> Adopted:
-    """Follow a donor's log from ``state`` on, checking the votes of every decision.
-
-    Raises:
-        LocalError: a decision does not follow, or its votes are no quorum.
-    """
-    cuts: list[Cut] = []
-    vertices: list[Vertex] = []
-    for decision in log:
-        if not voting.holds(decision, state.height, state.peers, verify):
-            raise LocalError(f"the votes for height {state.height} are no quorum of its members")
-        event = records.decode_event.decode(decision.value)
-        check_follows(state, event)
-        if isinstance(event, Result) and state.cut:
-            cuts.append(state.cut)
-        state, vertex = follow(state, event)
-        vertices += [vertex] if vertex else []
-    return Adopted(state=state, vertices=tuple(vertices), cuts=tuple(cuts))
 
 
 def _round_of(sender: PeerId, message: Commit) -> int:

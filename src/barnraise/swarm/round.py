@@ -173,7 +173,16 @@ def ready(state: State, work: Work, down: frozenset[PeerId]) -> list[PeerId]:
     """
     committed = [peer for peer in state.peers if peer in work.promises and peer not in down]
     prompt = [peer for peer in committed if peer not in state.without]
-    return prompt if is_quorum(state.peers, prompt) else committed
+    return prompt if is_enough(work, prompt, down) else committed
+
+
+def is_enough(work: Work, contributors: Sequence[PeerId], down: frozenset[PeerId]) -> bool:
+    """Tell whether these may make up a round's aggregate: a quorum of those who could contribute.
+
+    Members that are down, or joined in this round and were given no samples, are not counted: how many members must be
+    there is the agreement's business.
+    """
+    return is_quorum([peer for peer in work.plan.slots if peer not in down], contributors)
 
 
 def build_cut(state: State, work: Work, chosen: Sequence[PeerId]) -> Cut:

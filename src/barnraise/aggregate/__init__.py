@@ -1,0 +1,1 @@
+"""Rules that turn the members' updates into one; pure, on the grid."""

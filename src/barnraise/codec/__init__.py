@@ -1,0 +1,1 @@
+"""How updates are encoded for the wire; pure."""

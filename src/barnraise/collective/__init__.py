@@ -1,0 +1,1 @@
+"""Who sends which shard to whom; pure."""

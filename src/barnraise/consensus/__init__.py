@@ -1,0 +1,1 @@
+"""How members decide one log entry; pure, without I/O."""

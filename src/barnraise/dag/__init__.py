@@ -1,0 +1,1 @@
+"""What a peer keeps on disk: the agreed log, the checkpoints, their tensors."""

@@ -1,0 +1,1 @@
+"""The Unix socket between a peer and its trainer."""

@@ -1,0 +1,113 @@
+"""Where peers listen: strict parsing of multiaddresses, and the message in which peers tell each other whom they know.
+
+Only what our own listener can be is understood: ``/ip4|ip6/<address>/tcp/<port>/p2p/<peer id>``; a user may also name
+a host by ``/dns4|dns6|dns/``. Whatever else libp2p can spell (relays, QUIC, paths of sockets) is refused, so that no
+peer makes us open something that we did not think of.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from barnraise.errors import PeerError
+from barnraise.ids import PeerId
+
+MAX_PEERS_TOLD: Final = 96
+"""With the limits below a full message stays under ``MAX_MESSAGE_BYTES``."""
+MAX_ADDRESSES_PER_PEER: Final = 4
+MAX_ADDRESS_CHARS: Final = 128
+
+_ADDRESS = re.compile(r"/(ip4|ip6|dns4|dns6|dns)/([^/]+)/tcp/([0-9]{1,5})/p2p/([1-9A-HJ-NP-Za-km-z]{52})")
+_PEER_ID = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")
+"""The base58 form of an Ed25519 key's identity multihash always begins and measures like this."""
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerAddress:
+    """One place where one peer listens."""
+
+    peer: PeerId
+    text: str
+    """The whole multiaddress, ``/p2p/<peer id>`` included."""
+
+    @property
+    def transport(self) -> str:
+        """Return the part without the peer id."""
+        return self.text.rpartition("/p2p/")[0]
+
+
+def parse_address(text: str, *, names: bool = False) -> PeerAddress:
+    """Read a multiaddress that ends in a peer id.
+
+    Args:
+        text: the multiaddress.
+        names: whether host names are allowed beside IP addresses.
+
+    Raises:
+        ValueError: it is none of the few forms that we dial; the message says which.
+    """
+    match = _ADDRESS.fullmatch(text[: MAX_ADDRESS_CHARS + 1]) if len(text) <= MAX_ADDRESS_CHARS else None
+    if match is None:
+        raise ValueError(
+            f"{text[:MAX_ADDRESS_CHARS]!r} is not an address that can be dialled: "
+            "it must look like /ip4/192.0.2.7/tcp/4001/p2p/12D3KooW..."
+        )
+    kind, host, port, peer = match.groups()
+    if not _PEER_ID.fullmatch(peer):
+        raise ValueError(f"{peer!r} is not the peer id of an Ed25519 key")
+    if not 0 < int(port) < 65536:
+        raise ValueError(f"port {port} of {text!r} is not between 1 and 65535")
+    if kind in ("ip4", "ip6"):
+        address = ipaddress.ip_address(host)
+        if address.version != int(kind[-1]) or address.is_multicast or address.is_unspecified:
+            raise ValueError(f"{host} of {text!r} is not an {kind} address of one machine")
+    elif not names or not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"{host!r} of {text!r} is not an IP address")
+    return PeerAddress(peer=PeerId(peer), text=text)
+
+
+class _Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    peer: str
+    addresses: tuple[str, ...]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder: msgspec.msgpack.Decoder[tuple[_Entry, ...]] = msgspec.msgpack.Decoder(tuple[_Entry, ...])
+
+
+def encode_peers(known: Mapping[PeerId, Iterable[str]]) -> bytes:
+    """Return the message that tells whom we know; the first ``MAX_PEERS_TOLD`` entries of ``known`` go in."""
+    entries = [
+        _Entry(peer, tuple(addresses)[:MAX_ADDRESSES_PER_PEER])
+        for peer, addresses in list(known.items())[:MAX_PEERS_TOLD]
+    ]
+    return _encode(entries)
+
+
+def decode_peers(sender: PeerId, data: bytes) -> dict[PeerId, tuple[PeerAddress, ...]]:
+    """Read such a message.
+
+    Raises:
+        PeerError: it is malformed, over a limit, or holds an address that is not one or not the named peer's.
+    """
+    try:
+        entries = _decoder.decode(data)
+        if len(entries) > MAX_PEERS_TOLD:
+            raise ValueError(f"{len(entries)} peers told, limit {MAX_PEERS_TOLD}")
+        return {PeerId(entry.peer): _addresses_of(entry) for entry in entries}
+    except (msgspec.DecodeError, ValueError) as error:
+        raise PeerError(sender, f"malformed list of peers: {error}", data) from error
+
+
+def _addresses_of(entry: _Entry) -> tuple[PeerAddress, ...]:
+    if len(entry.addresses) > MAX_ADDRESSES_PER_PEER:
+        raise ValueError(f"{len(entry.addresses)} addresses of one peer told, limit {MAX_ADDRESSES_PER_PEER}")
+    addresses = tuple(parse_address(text) for text in entry.addresses)
+    if any(address.peer != entry.peer for address in addresses):
+        raise ValueError(f"an address told for {entry.peer[:60]!r} is another peer's")
+    return addresses

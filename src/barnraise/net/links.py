@@ -1,0 +1,197 @@
+"""One admitted peer's control stream as a pair of bounded queues; knows trio's streams, nothing of libp2p.
+
+A frame is four bytes of little-endian length, then one byte of kind and the payload, which the length counts.
+
+Three tasks per link. The reader takes frames off the stream as fast as they come, since py-libp2p's yamux kills a
+stream whose reader stalls for 5 s; the deliverer moves them from a queue of ours to the application's channel; the
+writer empties the queue of what is to be sent. A queue that stays full ends the link: nothing is dropped quietly.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from barnraise.errors import LocalError, PeerError, Unavailable
+from barnraise.ids import PeerId
+from barnraise.net.seam import MAX_MESSAGE_BYTES, NetworkEvent, Received
+
+MESSAGE: Final = 0
+"""Kind of a frame that carries a message of the node."""
+PEERS: Final = 1
+"""Kind of a frame that tells whom a peer knows."""
+PREFIX_BYTES: Final = 4
+
+MAX_UNREAD_MESSAGES: Final = 256
+"""Messages of one peer that wait for the application: at most 16 MiB."""
+MAX_UNSENT_MESSAGES: Final = 64
+"""Messages that wait for one peer: at most 4 MiB."""
+STALL_DEADLINE_S: Final = 2.0
+"""How long the reader waits for room in a full queue; well under the 5 s after which yamux gives up."""
+SEND_DEADLINE_S: Final = 5.0
+"""How long `Link.send` waits for room in a full queue."""
+WRITE_DEADLINE_S: Final = 10.0
+"""How long one frame may take to be written; a stopped peer's socket takes nothing."""
+
+
+async def receive_exactly(stream: trio.abc.ReceiveStream, size: int) -> bytes:
+    """Read exactly ``size`` bytes.
+
+    Raises:
+        EOFError: the stream ended before.
+        trio.BrokenResourceError: the connection broke.
+    """
+    data = bytearray()
+    while len(data) < size:
+        part = await stream.receive_some(size - len(data))
+        if not part:
+            raise EOFError(f"the stream ended {size - len(data)} bytes early")
+        data += part
+    return bytes(data)
+
+
+async def receive_frame(stream: trio.abc.ReceiveStream, max_bytes: int) -> bytes:
+    """Read one length-prefixed frame.
+
+    Raises:
+        ValueError: its length is 0 or over ``max_bytes``; nothing was allocated for it.
+        EOFError: the stream ended before or within it.
+        trio.BrokenResourceError: the connection broke.
+    """
+    size = int.from_bytes(await receive_exactly(stream, PREFIX_BYTES), "little")
+    if not 0 < size <= max_bytes:
+        raise ValueError(f"a frame of {size} bytes was announced; the limits are 1 and {max_bytes}")
+    return await receive_exactly(stream, size)
+
+
+def frame(body: bytes) -> bytes:
+    """Return the bytes to write for one frame."""
+    return len(body).to_bytes(PREFIX_BYTES, "little") + body
+
+
+class Link:
+    """What two peers that took each other talk over.
+
+    Args:
+        peer: who is at the other end, proved.
+        hello: what it said of itself.
+        stream: the control stream, admission done.
+        on_peers: called with the payload of each ``PEERS`` frame; may raise `PeerError`, which ends the link.
+    """
+
+    def __init__(
+        self, peer: PeerId, hello: bytes, stream: trio.abc.HalfCloseableStream, on_peers: Callable[[bytes], None]
+    ) -> None:
+        self.peer = peer
+        self.hello = hello
+        self.finished = trio.Event()
+        """Set by the owner once the link's `PeerDown` is out, so that a successor may come up."""
+        self._stream = stream
+        self._on_peers = on_peers
+        self._reason = ""
+        self._scope = trio.CancelScope()
+        self._outbox_in, self._outbox = trio.open_memory_channel[bytes](MAX_UNSENT_MESSAGES)
+        self._inbox_in, self._inbox = trio.open_memory_channel[Received](MAX_UNREAD_MESSAGES)
+
+    async def send(self, message: bytes) -> None:
+        """Queue one message of the node.
+
+        Raises:
+            LocalError: it is longer than ``MAX_MESSAGE_BYTES``.
+            Unavailable: the link is over, or the queue stayed full.
+        """
+        if len(message) > MAX_MESSAGE_BYTES:
+            raise LocalError(
+                f"a control message of {len(message)} bytes is over the limit of {MAX_MESSAGE_BYTES}: "
+                "send a hash and move the body over the bulk plane"
+            )
+        await self._queue(bytes([MESSAGE]) + message)
+
+    async def tell_peers(self, payload: bytes) -> None:
+        """Queue a ``PEERS`` frame; raises `Unavailable` as `send` does."""
+        await self._queue(bytes([PEERS]) + payload)
+
+    async def _queue(self, body: bytes) -> None:
+        try:
+            with trio.fail_after(SEND_DEADLINE_S):
+                await self._outbox_in.send(body)
+        except trio.TooSlowError as error:
+            raise Unavailable(
+                f"peer {self.peer} left {MAX_UNSENT_MESSAGES} messages untaken for {SEND_DEADLINE_S:g} s; try later"
+            ) from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise Unavailable(f"peer {self.peer} went away: {self._reason or 'leaving'}") from error
+
+    def close(self, reason: str) -> None:
+        """End the link; the first reason given counts."""
+        self._reason = self._reason or reason
+        self._scope.cancel()
+
+    def leave(self) -> None:
+        """Send what is queued, then tell the other side that nothing follows; it will close."""
+        self._outbox_in.close()
+
+    async def run(self, events: trio.MemorySendChannel[NetworkEvent]) -> str:
+        """Carry the link until it is over; return why. All that arrived whole has gone to ``events`` by then."""
+        try:
+            async with trio.open_nursery() as outer:
+                outer.start_soon(self._deliver, events)
+                with self._inbox_in, self._outbox, self._scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._read)
+                        nursery.start_soon(self._write)
+                # Before what arrived is delivered, which may take as long as the application likes: the peer must
+                # learn at once that nothing more is taken.
+                await self._stream.aclose()
+        finally:
+            self._outbox_in.close()
+            self._inbox.close()
+        return self._reason or "closed"
+
+    async def _deliver(self, events: trio.MemorySendChannel[NetworkEvent]) -> None:
+        try:
+            async for received in self._inbox:
+                await events.send(received)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close("this process stopped reading its messages")
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                body = await receive_frame(self._stream, MAX_MESSAGE_BYTES + 1)
+                await self._take(body[0], body[1:])
+        except EOFError:
+            self.close("the peer closed the connection")
+        except trio.BrokenResourceError as error:
+            self.close(f"the connection broke: {error}")
+        except (ValueError, PeerError, Unavailable) as error:
+            self.close(str(error))
+
+    async def _take(self, kind: int, payload: bytes) -> None:
+        if kind == MESSAGE:
+            with trio.move_on_after(STALL_DEADLINE_S):
+                await self._inbox_in.send(Received(peer=self.peer, message=payload))
+                return
+            raise Unavailable(
+                f"this process left {MAX_UNREAD_MESSAGES} messages of the peer unread for {STALL_DEADLINE_S:g} s"
+            )
+        if kind == PEERS:
+            self._on_peers(payload)
+            return
+        raise ValueError(f"frame of unknown kind {kind}")
+
+    async def _write(self) -> None:
+        try:
+            async for body in self._outbox:
+                with trio.fail_after(WRITE_DEADLINE_S):
+                    await self._stream.send_all(frame(body))
+            await self._stream.send_eof()
+        except trio.TooSlowError:
+            self.close(f"the peer took nothing for {WRITE_DEADLINE_S:g} s")
+        except trio.BrokenResourceError as error:
+            self.close(f"the connection broke: {error}")
+
+
+def open_events() -> tuple[trio.MemorySendChannel[NetworkEvent], trio.MemoryReceiveChannel[NetworkEvent]]:
+    """Return the two ends of an application's event channel."""
+    return trio.open_memory_channel[NetworkEvent](MAX_UNSENT_MESSAGES)

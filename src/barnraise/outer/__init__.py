@@ -1,0 +1,1 @@
+"""Outer optimisers: how an aggregate moves the agreed parameters; pure."""

@@ -1,0 +1,1 @@
+"""A seeded world that runs the pure core against faults."""

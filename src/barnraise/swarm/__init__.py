@@ -1,0 +1,1 @@
+"""The agreed state and the round; pure, without I/O."""

@@ -1,0 +1,72 @@
+"""What the leader of a view may propose next, and what the others may approve; pure functions of what is known."""
+
+from typing import assert_never
+
+from barnraise.ids import PeerId
+from barnraise.swarm import round as rounds
+from barnraise.swarm.pace import Pace
+from barnraise.swarm.presence import Presence
+from barnraise.swarm.records import Cut, LogEvent, Result, Void
+from barnraise.swarm.round import Work
+from barnraise.swarm.state import State
+
+
+def due(state: State, work: Work, presence: Presence, pace: Pace, now: float) -> LogEvent | None:
+    """Return the entry that it is time for; None: not yet."""
+    if state.cut is None:
+        return _cut(state, work, presence, pace, now)
+    if work.stepped is not None:
+        joined, left = _membership_changes(state, presence, now)
+        return rounds.build_result(state, work, work.stepped, joined=joined, left=left)
+    return _void(state, work, presence, pace, now)
+
+
+def is_enough(state: State, work: Work, presence: Presence, now: float) -> bool:
+    """Tell whether the commitments at hand, of members that are not down, make a cut."""
+    down = presence.down_among(state.peers, now)
+    return rounds.is_enough(work, rounds.ready(state, work, down), down)
+
+
+def agrees(state: State, work: Work, event: LogEvent) -> bool:
+    """Tell whether a proposal that follows the state says what we know."""
+    match event:
+        case Cut():
+            return not rounds.unknown_contributions(work, event)
+        case Void():
+            return True
+        case Result():
+            return work.stepped is not None and rounds.is_valid_result(state, work, work.stepped, event)
+        case _:
+            assert_never(event)
+
+
+def _cut(state: State, work: Work, presence: Presence, pace: Pace, now: float) -> Cut | None:
+    """Everybody who is not down is in, or the grace is over."""
+    down = presence.down_among(state.peers, now)
+    ready = rounds.ready(state, work, down)
+    if not rounds.is_enough(work, ready, down):
+        return None
+    awaited = set(work.plan.slots) - set(ready) - state.without - down
+    return rounds.build_cut(state, work, ready) if not awaited or pace.grace_is_over(now) else None
+
+
+def _void(state: State, work: Work, presence: Presence, pace: Pace, now: float) -> Void | None:
+    """The exchange waits for somebody who is down, or for too long."""
+    if work.exchange is None or work.exchange.is_complete:
+        return None
+    owing = work.exchange.owing
+    gone = owing if pace.exchange_is_overdue(now) else owing & presence.down_among(state.peers, now)
+    return rounds.build_void(state, gone) if gone else None
+
+
+def _membership_changes(state: State, presence: Presence, now: float) -> tuple[tuple[PeerId, ...], tuple[PeerId, ...]]:
+    """Return who joins and who leaves with this result."""
+    contributed = {entry.member for entry in state.cut.contributions} if state.cut else set()
+    down = presence.down_among(state.peers, now)
+    patience = state.config.round.max_missed
+    left = tuple(
+        member.peer
+        for member in state.members
+        if member.peer not in contributed and (member.peer in down or member.missed + 1 >= patience)
+    )
+    return presence.newcomers(state.peers, state.height, now), left

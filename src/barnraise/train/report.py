@@ -1,0 +1,89 @@
+"""What a run's parameters are worth: validation loss beside two baselines, and a sample of text.
+
+python -m barnraise.train.report --config RUNCONFIG.toml --theta THETA.f32 --json
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from barnraise.config import RunConfig, load_run_config
+from barnraise.data.baselines import baselines
+from barnraise.data.corpus import load
+from barnraise.errors import BarnraiseError
+from barnraise.model.flat import flatten
+from barnraise.model.generate import generate
+from barnraise.model.gpt import GPT
+from barnraise.train import vectors
+from barnraise.train.evaluate import evaluate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """The figures that end a run."""
+
+    val_bits_per_byte: float
+    val_nats_per_byte: float
+    val_bytes: int
+    unigram_bits_per_byte: float
+    five_gram_bits_per_byte: float
+    num_parameters: int
+    sample: str
+
+
+def report(config: RunConfig, theta: Path, *, prompt: str = "\n\n", sample_bytes: int = 300) -> Report:
+    """Measure ``theta``, a file of float32[d], on the whole validation text and let it write ``sample_bytes`` bytes.
+
+    Raises:
+        ConfigError: the data cannot be used.
+        LocalError: the file holds another model's parameters.
+    """
+    length = config.model.max_seq_len
+    corpus = load(config.data, window=length + 1)
+    model = GPT(config.model, config.seed)
+    flat = flatten(model)
+    flat.load(vectors.read(theta, flat.values.numel()))
+    measured = evaluate(model, corpus.validation, length)
+    counted = baselines(corpus.train, corpus.validation)
+    text = generate(model, prompt.encode(), sample_bytes, context=length, seed=config.seed)
+    return Report(
+        val_bits_per_byte=measured.bits_per_byte,
+        val_nats_per_byte=measured.nats / measured.tokens,
+        val_bytes=measured.tokens,
+        unigram_bits_per_byte=counted.unigram,
+        five_gram_bits_per_byte=counted.five_gram,
+        num_parameters=flat.values.numel(),
+        sample=text.decode("utf-8", errors="replace").strip(),
+    )
+
+
+def main() -> int:
+    """Print the report and return the exit code."""
+    parser = argparse.ArgumentParser(prog="barnraise.train.report", description="Measure a run's parameters.")
+    parser.add_argument("--config", type=Path, required=True, help="the run's configuration, TOML")
+    parser.add_argument("--theta", type=Path, required=True, help="flat float32 parameters")
+    parser.add_argument("--prompt", default="\n\n", help="what the sample continues")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    try:
+        result = dataclasses.asdict(report(load_run_config(arguments.config), arguments.theta, prompt=arguments.prompt))
+    except BarnraiseError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
