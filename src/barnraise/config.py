@@ -17,7 +17,7 @@ import blake3
 import msgspec
 
 from barnraise.errors import ConfigError
-from barnraise.ids import PeerId, RunId
+from barnraise.ids import RunId
 
 FORMAT_VERSION = 1
 ENVIRONMENT_PREFIX = "BARNRAISE_RUN_"

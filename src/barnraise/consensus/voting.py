@@ -12,6 +12,7 @@ One `Voting` decides one height of the log. It is single-decree Paxos (Lamport 1
 Transitions of a member (anything else is ignored; every promise and acceptance is on disk before it is sent):
 
     on                          if                                       then
+    propose(v, x) by us         we lead v, may, and have not yet         promised = v; send propose; judge x
     propose(v, x) from leader   v >= promised, no other x in v           ask the caller to judge x
     approve(v)                  v >= promised                            promised = v; accepted = (v, x); send accept
     suspect()                   undecided                                promised += 1 (skipping leaders that are
@@ -21,7 +22,9 @@ Transitions of a member (anything else is ignored; every promise and acceptance 
     accept(v, d) quorum         the value with digest d is known         decided
 
 Why two quorums never decide differently: any two share a member (`seniority.is_quorum`); it promised before it
-reported, so a value decided in an older view is in the reports that bind the newer one.
+reported, so a value decided in an older view is in the reports that bind the newer one. That takes one value per
+view: a leader that crashed may have proposed already, so what it promised before is on disk ahead of its proposal,
+and a view found on disk is led on with the value accepted in it or not at all.
 
 It knows nothing of terms, logs or disks across heights: a durable Raft, or PBFT, takes its place behind the same
 calls.
@@ -162,16 +165,24 @@ class Voting:
     accepted_view: int = -1
     accepted: bytes = b""
     decision: Decision | None = None
+    _led_before: int = -1
+    """The view in which an earlier life of ours may have proposed something."""
     _proposals: dict[int, bytes] = field(default_factory=dict)
     _values: dict[bytes, bytes] = field(default_factory=dict)
     _accepts: dict[tuple[int, bytes], dict[PeerId, bytes]] = field(default_factory=dict)
     _changes: dict[int, dict[PeerId, Change]] = field(default_factory=dict)
 
     def restore(self, record: Persisted) -> None:
-        """Take up the promises made before a crash."""
+        """Take up the promises made before a crash, and the vote that may not have reached everybody."""
         self.promised, self.accepted_view, self.accepted = record.promised, record.accepted_view, record.accepted
-        if self.accepted_view >= 0:
-            self._values[digest(self.accepted)] = self.accepted
+        self._led_before = self.promised
+        if self.accepted_view < 0:
+            return
+        vote = self._vote()
+        self._values[vote.value] = self.accepted
+        self._accepts[self.accepted_view, vote.value] = {self.me: vote.signature}
+        if self.accepted_view == self.promised:
+            self._proposals[self.promised] = self.accepted
 
     @property
     def leader(self) -> PeerId:
@@ -182,6 +193,8 @@ class Voting:
     def may_propose(self) -> bool:
         """Tell whether this peer leads and has not proposed yet."""
         if self.decision or self.leader != self.me or self.promised in self._proposals:
+            return False
+        if self.promised == self._led_before:
             return False
         return self.promised == 0 or is_quorum(self.members, self._changes.get(self.promised, {}))
 
@@ -197,7 +210,7 @@ class Voting:
             return []
         value = self.bound_value or value
         message = Propose(height=self.height, view=self.promised, value=value)
-        return [Broadcast(message=message), *self._proposed(message)]
+        return [self._persist(), Broadcast(message=message), *self._proposed(message)]
 
     def approve(self, view: int) -> list[Effect]:
         """Accept the value proposed in ``view``, unless a newer view was promised meanwhile."""
@@ -206,9 +219,7 @@ class Voting:
         if self.me not in self.members:
             return []
         self.accepted_view, self.accepted = view, self._proposals[view]
-        name = digest(self.accepted)
-        signature = self.sign(VOTE_CONTEXT, vote_bytes(self.height, view, name))
-        vote = Accept(height=self.height, view=view, value=name, signature=signature)
+        vote = self._vote()
         return [self._persist(), Broadcast(message=vote), *self._accept(self.me, vote)]
 
     def suspect(self, down: frozenset[PeerId] = frozenset()) -> list[Effect]:
@@ -305,6 +316,11 @@ class Voting:
         change = Change(height=self.height, view=view, accepted_view=self.accepted_view, accepted=self.accepted)
         self._changes.setdefault(view, {})[self.me] = change
         return [self._persist(), Broadcast(message=change)]
+
+    def _vote(self) -> Accept:
+        name = digest(self.accepted)
+        signature = self.sign(VOTE_CONTEXT, vote_bytes(self.height, self.accepted_view, name))
+        return Accept(height=self.height, view=self.accepted_view, value=name, signature=signature)
 
     def _persist(self) -> Persist:
         return Persist(

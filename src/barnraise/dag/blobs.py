@@ -4,7 +4,6 @@ A crash of the process loses nothing that was written; after a power cut a file 
 away when it is read.
 """
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class Blobs:
         try:
             with partial.open("wb") as file:
                 file.write(as_bytes(vector))
-            os.replace(partial, final)
+            partial.replace(final)
         except OSError:
             partial.unlink(missing_ok=True)
             raise

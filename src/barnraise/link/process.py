@@ -4,6 +4,7 @@ The trainer is given the same work again, from the snapshot at the round's start
 nothing else. The socket lies in a directory of mode 0700: whoever connects to it is this user.
 """
 
+import contextlib
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -115,10 +116,9 @@ class TrainerProcess:
 
     async def _tell(self, stream: trio.SocketStream, work: Begin | Initialise | Stop) -> None:
         async with self._writing:
-            try:
+            # Broken: it is dying, and its successor is given the work.
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await stream.send_all(messages.frame(work))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # it is dying; its successor is given the work
 
     async def _receive(self, stream: trio.SocketStream) -> messages.FromTrainer | None:
         """Return the next message, None at the end of the stream."""

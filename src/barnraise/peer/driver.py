@@ -124,6 +124,7 @@ class Driver:
         self._encoded_round = -1
         self._catching_up: effects.CatchUp | None = None
         self._done = trio.Event()
+        self._finished_at: float | None = None
         self._bulk: Bulk | None = None
         self._nursery: trio.Nursery | None = None
         self.courier = Courier(member, workspace, self.post_from_thread, self._fetched_in_thread)
@@ -170,9 +171,17 @@ class Driver:
             trio.from_thread.run(self._post, event, trio_token=self._token)
 
     async def _tick(self) -> None:
-        while True:
+        while not self._may_leave():
             await self._post(self._member.tick)
             await trio.sleep(TICK_S)
+        self._done.set()
+
+    def _may_leave(self) -> bool:
+        """Tell whether the run is over and nobody who is connected is behind, or has been for too long."""
+        if self._finished_at is None:
+            return False
+        is_late = trio.current_time() > self._finished_at + LINGER_S
+        return is_late or not self._member.presence.anyone_behind(self._member.state.height)
 
     async def _hear_network(self) -> None:
         async for event in self._network.events:
@@ -247,6 +256,8 @@ class Driver:
                 self._start(self._catch_up, effect)
             case effects.SendState():
                 self._start(self._send_state, effect)
+            case effects.Finish():
+                self._finish()
             case effects.Report():
                 self._events.emit(effect.event, **effect.fields)
             case _:
@@ -299,8 +310,6 @@ class Driver:
         space.commit(effect.contributed)
         self._books.applied(trio.current_time() - began)
         self._report_committed(effect)
-        if effect.state.is_over:
-            self._start(self._finish)
 
     # ---- work beside the inbox --------------------------------------------------------------------------------
 
@@ -412,8 +421,9 @@ class Driver:
         with contextlib.suppress(Unavailable), trio.move_on_after(STATE_DEADLINE_S):
             await self.courier.push_state(self._plane, effect.to, effect.height, log, known)
 
-    async def _finish(self) -> None:
-        """Report the end, and leave once nobody who is connected is behind."""
+    def _finish(self) -> None:
+        """Report the end; `_tick` sees to it that we leave."""
+        self._finished_at = trio.current_time()
         state = self._member.state
         self._events.emit(
             "run.finished",
@@ -424,10 +434,6 @@ class Driver:
             bytes_sent=self._total_sent(),
             bytes_received=self._total_received(),
         )
-        with trio.move_on_after(LINGER_S):
-            while self._member.presence.anyone_behind(state.height):
-                await trio.sleep(TICK_S)
-        self._done.set()
 
     # ---- threads, files, figures ------------------------------------------------------------------------------
 

@@ -313,7 +313,7 @@ class World:
                 self._later(5.0, self._give_up, node, node.life, effect.height)
             case effects.SendState():
                 self._send_state(node, self._by_id(effect.to), effect.height)
-            case effects.Report():
+            case effects.Report() | effects.Finish():
                 pass
         self._maybe_crash(node, name)
 
@@ -422,7 +422,7 @@ class World:
     def _commit(self, node: Node, effect: effects.Commit) -> None:
         self._agreed(effect.height, effect.decision)
         node.workspace.commit(effect.contributed)
-        self._save(node, node.disk.log + [effect.decision])
+        self._save(node, [*node.disk.log, effect.decision])
 
     def _save(self, node: Node, log: list[Decision]) -> None:
         space = node.workspace

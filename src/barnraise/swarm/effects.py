@@ -96,6 +96,11 @@ class SendState:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Finish:
+    """The run is over; stay for those who are behind, then leave."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """Tell the user: an event's name and fields."""
 
@@ -103,4 +108,6 @@ class Report:
     fields: dict[str, object]
 
 
-Effect = Broadcast | Send | PersistBallot | Train | Transfer | Step | Append | Commit | CatchUp | SendState | Report
+Effect = (
+    Broadcast | Send | PersistBallot | Train | Transfer | Step | Append | Commit | CatchUp | SendState | Finish | Report
+)

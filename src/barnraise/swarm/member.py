@@ -443,7 +443,7 @@ class Member:
     def _begin_round(self, now: float) -> list[Effect]:
         if self.state.is_over:
             self._enter(Phase.OVER, now)
-            return []
+            return [effects.Finish()]
         self._enter(Phase.TRAIN, now)
         plan = self.work.plan
         fields: dict[str, object] = {
