@@ -53,9 +53,9 @@ class Patience:
 
     start_s: float = 60.0
     """For a peer to say that it is up; importing libp2p takes 1.3 s of CPU, four at once on a busy machine more."""
-    finish_s: float = 120.0
+    finish_s: float = 60.0
     """For the others, once one peer has finished."""
-    waiting_s: float = 120.0
+    waiting_s: float = 90.0
     """For peers that all wait: on one machine nobody comes back who could help them."""
     leave_s: float = 15.0
     """For a peer to leave once its stdin is closed."""

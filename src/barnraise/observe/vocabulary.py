@@ -65,6 +65,7 @@ class PeerCatchingUp(_Event, frozen=True, kw_only=True, tag="peer.catching_up"):
 
     round: int
     donor: str = ""
+    reason: str = ""
 
 
 class TrainerStarted(_Event, frozen=True, kw_only=True, tag="trainer.started"):

@@ -1,0 +1,100 @@
+"""The documents keep what they promise: each command in them is run here, or by the end-to-end test that is named."""
+
+import re
+import shlex
+import subprocess
+import tomllib
+import typing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from barnraise import cli
+from barnraise.cli.train import train
+from barnraise.observe import vocabulary
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+RUN_THERE = "tests/e2e/test_documented_commands.py"
+"""Commands that train, and so take longer than a unit test may."""
+_FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[^)]*)?\)")
+_VARIABLE = re.compile(r"[A-Z_]+=\S+")
+
+
+def commands() -> list[str]:
+    """Return every line of every shell block."""
+    blocks = (block for page in PAGES for block in _FENCE.findall((ROOT / page).read_text()))
+    return sorted({line for block in blocks for line in block.splitlines() if line.strip()})
+
+
+def barnraise_words(command: str) -> list[str] | None:
+    """Return the words behind ``barnraise``, or None where another program is run."""
+    words = [word for word in shlex.split(command) if not _VARIABLE.fullmatch(word)]
+    return words[1:] if words[0] == ".venv/bin/barnraise" else None
+
+
+def test_the_pages_have_commands() -> None:
+    assert {"make train", "make test", ".venv/bin/barnraise train --help"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_documented_command_is_understood(command: str) -> None:
+    words = barnraise_words(command)
+    if words is None:
+        assert_make_knows(command)
+    elif words[-1] in ("--help", "--version"):
+        assert cli.main(words) == 0
+    else:
+        assert command in (ROOT / RUN_THERE).read_text(), f"{command}: add it to {RUN_THERE}, which runs it"
+
+
+def assert_make_knows(command: str) -> None:
+    words = shlex.split(command)
+    assert words[0] == "make", f"{command}: no test knows how to check this"
+    subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target, anchor in _LINK.findall((ROOT / page).read_text()):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        if anchor:
+            assert anchor.removeprefix("#") in anchors(path.read_text()), f"{page}: {anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_reference_has_every_option() -> None:
+    text = (ROOT / "docs/reference.md").read_text()
+    parameters = typing.get_type_hints(train).keys() - {"return", "directory"} | {"dir"}
+    documented = set(re.findall(r"^\| `--([\w-]+)` \|", text, re.MULTILINE))
+    assert documented == {name.replace("_", "-") for name in parameters}
+
+
+def test_the_reference_has_every_event_with_its_fields() -> None:
+    text = (ROOT / "docs/reference.md").read_text()
+    for kind in typing.get_args(vocabulary.AnyEvent):
+        fields = ", ".join(f"`{field.name}`" for field in msgspec.structs.fields(kind) if field.name != "time")
+        assert f"| `{kind.__struct_config__.tag}` | {fields} |" in text
+
+
+def test_every_dependency_says_what_it_saves() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[<>=]", requirement)[0] for requirement in wanted}
+    documented = re.findall(r"^\| ([\w-]+) \| ", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
+    assert set(documented) - {"package"} == names
+
+
+def test_the_constraints_name_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {re.split(r"[<>=]", requirement)[0].lower() for requirement in wanted} <= pinned
