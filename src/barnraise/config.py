@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -85,7 +86,7 @@ class OuterConfig:
 class RoundConfig:
     """How long a round is and when it goes on without somebody."""
 
-    rounds: int = 24
+    rounds: int = 16
     steps: int = 25
     """Inner steps per round (DiLoCo's H)."""
     grid_exponent: int = 16
@@ -273,6 +274,8 @@ def _overridden(values: dict[str, Any], environment: Mapping[str, str]) -> dict[
         target = values
         for table in tables:
             target = target.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{variable}: {table} is a value and has no keys. Remove or rename the variable.")
         target[key] = text
     return values
 
@@ -291,6 +294,9 @@ def _toml_value(value: object) -> str:
 
 def _check_ranges(config: RunConfig, where: str) -> None:
     flat = flatten(config)
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {key} = {value} is not a number to compute with. Change the value.")
     for key, (low, high) in _RANGES.items():
         if not low <= flat[key] <= high:
             raise ConfigError(f"{where}: {key} = {flat[key]} is outside {low} .. {high}. Change the value.")

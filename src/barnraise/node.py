@@ -151,8 +151,9 @@ async def _founding(
         return known
     path = config.data_dir / "initial.f32"
     await trainer.assign(Initialise(path=str(path)))
-    while not isinstance(await trainer.events.receive(), Initialised):
-        pass  # it died and came again: the process gives it the same work
+    while not isinstance(event := await trainer.events.receive(), Initialised):
+        if isinstance(event, TrainerUp):
+            events.emit("trainer.restarted", pid=event.hello.pid, exit=event.died)
     theta = np.fromfile(path, np.float32)
     path.unlink()
     if len(theta) != blocks[-1][1] or not np.isfinite(theta).all():

@@ -40,15 +40,16 @@ def encode(update: Float32, blocks: Blocks, exponents: Sequence[int], encoded: I
     Raises:
         LocalError: a value is not finite.
     """
-    for start, stop, exponent in _chunks(blocks, exponents):
+    for start, stop, exponent in chunks(blocks, exponents):
         value = update[start:stop]
         rest = residual[start:stop]
         value += rest
         if not np.isfinite(value).all():
             raise LocalError(f"the update is not finite between elements {start} and {stop}; the round is not sent")
-        np.multiply(value, np.float32(2.0**exponent), out=rest)
+        largest = np.float32(LIMIT * 2.0**-exponent)
+        np.clip(value, -largest, largest, out=rest)  # first: what is scaled up unclipped may overflow
+        np.multiply(rest, np.float32(2.0**exponent), out=rest)
         np.rint(rest, out=rest)
-        np.clip(rest, -LIMIT, LIMIT, out=rest)
         encoded[start:stop] = rest
         np.multiply(rest, np.float32(2.0**-exponent), out=rest)
         np.subtract(value, rest, out=rest)
@@ -56,7 +57,7 @@ def encode(update: Float32, blocks: Blocks, exponents: Sequence[int], encoded: I
 
 def decode(encoded: Int16, blocks: Blocks, exponents: Sequence[int], out: Float32) -> None:
     """Write the float32 values of grid integers to ``out``; exact, as powers of two are."""
-    for start, stop, exponent in _chunks(blocks, exponents):
+    for start, stop, exponent in chunks(blocks, exponents):
         np.multiply(encoded[start:stop], np.float32(2.0**-exponent), out=out[start:stop], dtype=np.float32)
 
 
@@ -71,7 +72,8 @@ def next_exponents(aggregate: Int16, blocks: Blocks, exponents: Sequence[int]) -
     return tuple(adapted)
 
 
-def _chunks(blocks: Blocks, exponents: Sequence[int]) -> list[tuple[int, int, int]]:
+def chunks(blocks: Blocks, exponents: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return ``(start, stop, exponent)`` of pieces of at most ``CHUNK`` elements, none of which crosses a block."""
     return [
         (start, min(start + CHUNK, stop), exponent)
         for (first, stop), exponent in zip(blocks, exponents, strict=True)

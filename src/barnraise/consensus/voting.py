@@ -168,9 +168,12 @@ class Voting:
     _led_before: int = -1
     """The view in which an earlier life of ours may have proposed something."""
     _proposals: dict[int, bytes] = field(default_factory=dict)
+    """Of the promised view and newer ones, of which there is one at most: accepting it for judgement promises it."""
     _values: dict[bytes, bytes] = field(default_factory=dict)
-    _accepts: dict[tuple[int, bytes], dict[PeerId, bytes]] = field(default_factory=dict)
-    _changes: dict[int, dict[PeerId, Change]] = field(default_factory=dict)
+    _accepts: dict[PeerId, Accept] = field(default_factory=dict)
+    """The newest of each member, so that nobody can fill our memory."""
+    _changes: dict[PeerId, Change] = field(default_factory=dict)
+    """Likewise."""
 
     def restore(self, record: Persisted) -> None:
         """Take up the promises made before a crash, and the vote that may not have reached everybody."""
@@ -180,7 +183,7 @@ class Voting:
             return
         vote = self._vote()
         self._values[vote.value] = self.accepted
-        self._accepts[self.accepted_view, vote.value] = {self.me: vote.signature}
+        self._accepts[self.me] = vote
         if self.accepted_view == self.promised:
             self._proposals[self.promised] = self.accepted
 
@@ -196,12 +199,13 @@ class Voting:
             return False
         if self.promised == self._led_before:
             return False
-        return self.promised == 0 or is_quorum(self.members, self._changes.get(self.promised, {}))
+        return self.promised == 0 or is_quorum(self.members, self._changed_to(self.promised))
 
     @property
     def bound_value(self) -> bytes:
         """Return the value that this view's leader must propose; empty: its own."""
-        newest = max(self._changes.get(self.promised, {}).values(), key=lambda c: c.accepted_view, default=None)
+        changes = self._changed_to(self.promised).values()
+        newest = max(changes, key=lambda change: change.accepted_view, default=None)
         return newest.accepted if newest and newest.accepted_view >= 0 else b""
 
     def propose(self, value: bytes) -> list[Effect]:
@@ -226,7 +230,8 @@ class Voting:
         """Give up the current leader: promise the next view whose leader is not known to be down."""
         if self.decision or self.me not in self.members:
             return []
-        view = max([self.promised + 1, *self._changes])  # join who is ahead instead of chasing it view by view
+        ahead = [change.view for change in self._changes.values()]
+        view = max([self.promised + 1, *ahead])  # join who is ahead instead of chasing it view by view
         while leader(self.members, view) in down and view <= self.promised + len(self.members):
             view += 1
         return self._promise(view)
@@ -236,16 +241,12 @@ class Voting:
         if self.decision:
             return [decided_message(self.height, self.decision)]
         said: list[BallotMessage] = []
-        mine = self._changes.get(self.promised, {}).get(self.me)
-        if mine:
-            said.append(mine)
+        if self.me in self._changes:
+            said.append(self._changes[self.me])
         if self.leader == self.me and self.promised in self._proposals:
             said.append(Propose(height=self.height, view=self.promised, value=self._proposals[self.promised]))
-        if self.accepted_view >= 0:
-            name = digest(self.accepted)
-            signature = self._accepts.get((self.accepted_view, name), {}).get(self.me)
-            if signature:
-                said.append(Accept(height=self.height, view=self.accepted_view, value=name, signature=signature))
+        if self.me in self._accepts:
+            said.append(self._accepts[self.me])
         return said
 
     def receive(self, sender: PeerId, message: BallotMessage) -> list[Effect]:
@@ -275,31 +276,37 @@ class Voting:
         return effects + self._proposed(message)
 
     def _proposed(self, message: Propose) -> list[Effect]:
-        self._proposals[message.view] = message.value
+        self._proposals = {message.view: message.value}
         name = digest(message.value)
-        self._values[name] = message.value
+        self._values = {name: message.value, digest(self.accepted): self.accepted}
         decision = self._decide(message.view, name)
         return decision or [Judge(view=message.view, value=message.value)]
 
     def _accept(self, sender: PeerId, vote: Accept) -> list[Effect]:
-        self._accepts.setdefault((vote.view, vote.value), {})[sender] = vote.signature
+        known = self._accepts.get(sender)
+        if known is None or vote.view > known.view:
+            self._accepts[sender] = vote
         return self._decide(vote.view, vote.value)
 
     def _decide(self, view: int, name: bytes) -> list[Effect]:
-        votes = self._accepts.get((view, name), {})
-        if self.decision or name not in self._values or not is_quorum(self.members, votes):
+        equal = {s: vote.signature for s, vote in self._accepts.items() if (vote.view, vote.value) == (view, name)}
+        if self.decision or name not in self._values or not is_quorum(self.members, equal):
             return []
-        self.decision = Decision(value=self._values[name], view=view, votes=tuple(sorted(votes.items())))
+        self.decision = Decision(value=self._values[name], view=view, votes=tuple(sorted(equal.items())))
         return [self.decision]
 
     def _on_change(self, sender: PeerId, message: Change) -> list[Effect]:
         if message.accepted_view >= message.view or len(message.accepted) > MAX_VALUE_BYTES:
             return []
-        changes = self._changes.setdefault(message.view, {})
-        changes[sender] = message
-        if message.view > self.promised and is_quorum(self.members, changes):
+        known = self._changes.get(sender)
+        if known is None or message.view > known.view:
+            self._changes[sender] = message
+        if message.view > self.promised and is_quorum(self.members, self._changed_to(message.view)):
             return self._promise(message.view)
         return []
+
+    def _changed_to(self, view: int) -> dict[PeerId, Change]:
+        return {sender: change for sender, change in self._changes.items() if change.view == view}
 
     def _on_decided(self, message: Decided) -> list[Effect]:
         decision = Decision(value=message.value, view=message.view, votes=message.votes)
@@ -314,7 +321,7 @@ class Voting:
             return []
         self.promised = view
         change = Change(height=self.height, view=view, accepted_view=self.accepted_view, accepted=self.accepted)
-        self._changes.setdefault(view, {})[self.me] = change
+        self._changes[self.me] = change
         return [self._persist(), Broadcast(message=change)]
 
     def _vote(self) -> Accept:

@@ -9,7 +9,7 @@ Conversation, one line a message:
                                           <- Begin (one round's work)
     Progress, at most once a second       ->
     Done (the update is in the file)      ->
-                                          <- Begin ... or Stop
+                                          <- Begin ... or Stop, which end a round that is under way
 
 A frame is four bytes of little-endian length and that many bytes of msgpack. The peer owns the parameters
 (``theta``), the trainer the inner optimiser's state and its random numbers; both are on disk at every boundary,
@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from barnraise.swarm.records import Decoder
 from barnraise.swarm.slots import Segment as Segment
 
 VERSION: Final = 1
@@ -31,7 +32,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=T
     pass
 
 
-class Tensor(msgspec.Struct, frozen=True, array_like=True):
+class Tensor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One named parameter of the model; the flat vector holds them in the order of the layout."""
 
     name: str
@@ -122,8 +123,8 @@ FromTrainer = Hello | Initialised | Progress | Done | Failed
 FromPeer = Initialise | Begin | Stop
 
 _encode = msgspec.msgpack.Encoder().encode
-_from_trainer: msgspec.msgpack.Decoder[FromTrainer] = msgspec.msgpack.Decoder(FromTrainer)
-_from_peer: msgspec.msgpack.Decoder[FromPeer] = msgspec.msgpack.Decoder(FromPeer)
+_from_trainer: Decoder[FromTrainer] = Decoder(msgspec.msgpack.Decoder(FromTrainer))
+_from_peer: Decoder[FromPeer] = Decoder(msgspec.msgpack.Decoder(FromPeer))
 
 
 def frame(message: FromTrainer | FromPeer) -> bytes:
@@ -145,10 +146,10 @@ def body_length(prefix: bytes) -> int:
 
 
 def from_trainer(body: bytes) -> FromTrainer:
-    """Decode what a trainer sent; raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+    """Decode what a trainer sent; raises `msgspec.DecodeError`."""
     return _from_trainer.decode(body)
 
 
 def from_peer(body: bytes) -> FromPeer:
-    """Decode what the peer sent; raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+    """Decode what the peer sent; raises `msgspec.DecodeError`."""
     return _from_peer.decode(body)

@@ -63,12 +63,11 @@ class TrainerProcess:
         Raises:
             LocalError: it died too often without finishing anything; the message ends with its last words.
         """
-        with tempfile.TemporaryDirectory(prefix="barnraise-") as directory:
+        died: int | None = None
+        with tempfile.TemporaryDirectory(prefix="barnraise-") as directory, _unix_socket() as listener:
             socket_path = Path(directory) / "trainer"
-            listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
             await listener.bind(str(socket_path))
             listener.listen(1)
-            died: int | None = None
             while self._deaths < MAX_DEATHS:
                 died = await self._live(listener, socket_path, died)
                 self._deaths += 1
@@ -98,6 +97,8 @@ class TrainerProcess:
             connection, _ = await listener.accept()
         async with trio.SocketStream(connection) as stream:
             hello = await self._receive(stream)
+            if hello is None:
+                await trio.sleep_forever()  # it died at once; its exit status is next
             if not isinstance(hello, Hello) or hello.version != messages.VERSION:
                 raise LocalError(
                     f"the trainer began with {hello!r:.200} instead of a Hello of version {messages.VERSION}"
@@ -109,6 +110,8 @@ class TrainerProcess:
             while (message := await self._receive(stream)) is not None:
                 if isinstance(message, Done):
                     self._deaths = 0
+                if isinstance(message, Initialised):
+                    self._work = None  # a successor would do it again, in a run that has begun
                 if isinstance(message, Hello):
                     raise LocalError("the trainer said hello twice")
                 await self._send.send(message)
@@ -123,10 +126,10 @@ class TrainerProcess:
     async def _receive(self, stream: trio.SocketStream) -> messages.FromTrainer | None:
         """Return the next message, None at the end of the stream."""
         prefix = await _exactly(stream, 4)
-        body = await _exactly(stream, messages.body_length(prefix)) if prefix else b""
         try:
+            body = await _exactly(stream, messages.body_length(prefix)) if prefix else b""
             return messages.from_trainer(body) if body else None
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, ValueError) as error:
             raise LocalError(f"the trainer sent a malformed message: {error}") from error
 
     async def _end(self, process: trio.Process) -> None:
@@ -142,6 +145,10 @@ class TrainerProcess:
             return self._log_file.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
         except OSError:
             return "(none)"
+
+
+def _unix_socket() -> trio.socket.SocketType:
+    return trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
 
 
 async def _exactly(stream: trio.SocketStream, size: int) -> bytes:

@@ -4,7 +4,6 @@ What arrives is asked for first: a shard only from a member, of the round at han
 and only once; a state only from the donor that was asked. Everything else is refused before it is allocated.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -22,6 +21,8 @@ from barnraise.ids import PeerId
 from barnraise.net.seam import Bulk
 from barnraise.swarm.effects import Effect, Transfer
 from barnraise.swarm.member import Member
+from barnraise.swarm.records import Decoder
+from barnraise.swarm.round import Work
 from barnraise.swarm.workspace import Workspace, as_bytes
 
 RETRY_S: Final = 0.05
@@ -50,11 +51,12 @@ class Parcel:
     to: PeerId
     round: int
     attempt: int
+    is_update: bool
     header: bytes
     payload: memoryview
 
 
-class StateLog(msgspec.Struct, frozen=True, array_like=True):
+class StateLog(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The log of a state transfer: decisions from a height on, and who voted for them."""
 
     height: int
@@ -63,29 +65,47 @@ class StateLog(msgspec.Struct, frozen=True, array_like=True):
     """Public identities, encoded: also of members that have left since."""
 
 
-_header: msgspec.msgpack.Decoder[Header] = msgspec.msgpack.Decoder(Header)
-_state_log: msgspec.msgpack.Decoder[StateLog] = msgspec.msgpack.Decoder(StateLog)
+_header: Decoder[Header] = Decoder(msgspec.msgpack.Decoder(Header))
+_state_log: Decoder[StateLog] = Decoder(msgspec.msgpack.Decoder(StateLog))
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def _refuse(error: PeerError, now: float) -> list[Effect]:
-    """Be the event of a peer's misbehaviour."""
-    raise error
+def _is_of(header: Header, work: Work) -> bool:
+    """Tell whether a shard belongs to the round at hand. ``work`` is read once: the trio thread may replace it."""
+    return header.round == work.plan.round and 0 <= header.shard < work.plan.num_shards
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedLog:
+    """The log of a fetched state."""
+
+    height: int
+    decisions: list[Decision]
+    voters: tuple[PublicIdentity, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FetchedState:
-    """A donor's answer, checked for form and not yet for truth."""
+    """A donor's answer, as it came."""
 
-    def __init__(self, donor: PeerId, log: bytes, theta: Float32, momentum: Float32) -> None:
+    donor: PeerId
+    log: bytes
+    theta: Float32
+    momentum: Float32
+
+    def opened(self) -> OpenedLog:
+        """Return its log, checked for form and not yet for truth.
+
+        Raises:
+            PeerError: it is malformed.
+        """
         try:
-            found = _state_log.decode(log)
-            self.voters = tuple(PublicIdentity.decode(voter) for voter in found.voters)
-        except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
-            raise PeerError(donor, f"sent a malformed state: {error}", log) from error
-        self.donor = donor
-        self.height = found.height
-        self.decisions = [Decision(view=view, value=value, votes=votes) for view, value, votes in found.decisions]
-        self.theta, self.momentum = theta, momentum
+            found = _state_log.decode(self.log)
+            voters = tuple(PublicIdentity.decode(voter) for voter in found.voters)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise PeerError(self.donor, f"sent a malformed state: {error}", self.log) from error
+        decisions = [Decision(view=view, value=value, votes=votes) for view, value, votes in found.decisions]
+        return OpenedLog(height=found.height, decisions=decisions, voters=voters)
 
 
 class Courier:
@@ -98,6 +118,9 @@ class Courier:
         self._workspace = workspace
         self._post = post
         self._fetched = fetched
+        self.round = member.state.round
+        """The round that the workspace's buffers are for. The machine is in the next one while a result is being made
+        durable; what came in meanwhile would be swept away with the old round."""
         self._expected: PeerId | None = None
         self._incoming: tuple[PeerId, bytearray] | None = None
 
@@ -107,6 +130,11 @@ class Courier:
         """Take a state from this donor only."""
         self._expected, self._incoming = donor, None
 
+    @property
+    def is_receiving_state(self) -> bool:
+        """Tell whether the donor's state has begun to arrive."""
+        return self._incoming is not None
+
     def sink(self, sender: PeerId, data: bytes, size: int) -> memoryview | None:
         """Say where a payload goes; None refuses it."""
         header = self._read(data)
@@ -115,32 +143,32 @@ class Courier:
         if header.kind == "state":
             return self._state_buffer(sender, header, size)
         member, work = self._member, self._member.work
-        here = header.round == member.state.round and 0 <= header.shard < work.plan.num_shards
-        if not here or sender not in member.state.peers:
+        if (
+            self.round != header.round
+            or not _is_of(header, work)
+            or sender not in work.plan.members
+            or size != self._size_of(header, work)
+        ):
             return None
         if header.kind == "update":
             if self._is_verified(sender, header.shard):
                 return None
-            buffer = self._workspace.incoming_update(sender, header.shard, work.plan.num_shards)
-        else:
-            if header.attempt != member.state.attempt or (header.attempt, header.shard) in work.aggregates_arrived:
-                return None
-            buffer = self._workspace.incoming_aggregate(header.attempt, header.shard, work.plan.num_shards)
-        return buffer if buffer.nbytes == size else None
+            return self._workspace.incoming_update(sender, header.shard, work.plan.num_shards)
+        if header.attempt != member.state.attempt or (header.attempt, header.shard) in work.aggregates_arrived:
+            return None
+        return self._workspace.incoming_aggregate(header.attempt, header.shard, work.plan.num_shards)
 
     def arrived(self, sender: PeerId, data: bytes) -> None:
         """Report a payload that is whole."""
-        header = self._read(data)
+        header, work = self._read(data), self._member.work
         if header is None:
             return
         if header.kind == "state":
-            try:
-                self._state_arrived(sender, header)
-            except PeerError as error:
-                self._post(functools.partial(_refuse, error))
+            self._state_arrived(sender)
+        elif not _is_of(header, work):
+            return  # its round ended while it was under way, and with the round its place here
         elif header.kind == "update":
-            num_shards = self._member.work.plan.num_shards
-            leaf = shards.leaf(self._workspace.incoming_update(sender, header.shard, num_shards))
+            leaf = shards.leaf(self._workspace.incoming_update(sender, header.shard, work.plan.num_shards))
             self._post(lambda now: self._member.update_arrived(now, header.round, sender, header.shard, leaf))
         else:
             self._post(lambda now: self._member.aggregate_arrived(now, header.round, header.attempt, header.shard))
@@ -151,6 +179,10 @@ class Courier:
         promise, leaf = work.promises.get(sender), work.updates_arrived.get((sender, shard))
         return leaf is not None and (promise is None or promise.message.leaves[shard] == leaf)
 
+    def _size_of(self, header: Header, work: Work) -> int:
+        start, stop = shards.bounds(self._workspace.size, work.plan.num_shards)[header.shard]
+        return (stop - start) * np.dtype(np.int16).itemsize
+
     def _state_buffer(self, sender: PeerId, header: Header, size: int) -> memoryview | None:
         tensors = 2 * 4 * self._workspace.size
         if sender != self._expected or size != header.shard + tensors or not 0 < header.shard <= MAX_LOG_BYTES:
@@ -159,20 +191,19 @@ class Courier:
         self._incoming = sender, buffer
         return memoryview(buffer)
 
-    def _state_arrived(self, sender: PeerId, header: Header) -> None:
+    def _state_arrived(self, sender: PeerId) -> None:
         if self._incoming is None or self._incoming[0] != sender or sender != self._expected:
             return
-        buffer = self._incoming[1]
-        tensors = np.frombuffer(buffer, "<f4", offset=header.shard) if header.shard % 4 == 0 else None
-        if tensors is None:
-            return
-        size = self._workspace.size
-        self._fetched(FetchedState(sender, bytes(buffer[: header.shard]), tensors[:size].copy(), tensors[size:].copy()))
+        buffer, size = self._incoming[1], self._workspace.size
+        tensors = np.frombuffer(buffer, "<f4", count=2 * size)
+        log = bytes(buffer[tensors.nbytes :])
+        theta, momentum = tensors[:size].copy(), tensors[size:].copy()
+        self._fetched(FetchedState(donor=sender, log=log, theta=theta, momentum=momentum))
 
     def _read(self, data: bytes) -> Header | None:
         try:
             return _header.decode(data)
-        except (msgspec.DecodeError, msgspec.ValidationError):
+        except msgspec.DecodeError:
             return None  # refused like everything else that is not expected; the bulk plane names the sender
 
     # ---- going out --------------------------------------------------------------------------------------------
@@ -190,7 +221,14 @@ class Courier:
             kind = "aggregate"
             payload = self._workspace.incoming_aggregate(effect.attempt, step.shard, num_shards)
         header = _encode(Header(kind=kind, round=effect.round, attempt=effect.attempt, shard=step.shard))
-        return Parcel(to=step.to, round=effect.round, attempt=effect.attempt, header=header, payload=payload)
+        return Parcel(
+            to=step.to,
+            round=effect.round,
+            attempt=effect.attempt,
+            is_update=kind == "update",
+            header=header,
+            payload=payload,
+        )
 
     async def push(self, bulk: Bulk, parcel: Parcel, deadline_s: float) -> None:
         """Send a shard until it is taken, the round is over or the deadline has passed.
@@ -203,10 +241,21 @@ class Courier:
                     await bulk.send(parcel.to, parcel.header, [parcel.payload])
                     return
                 except Unavailable:
-                    state = self._member.state
-                    if (state.round, state.attempt) != (parcel.round, parcel.attempt):
+                    if not self._is_wanted(parcel):
                         return
                     await trio.sleep(RETRY_S)
+
+    def _is_wanted(self, parcel: Parcel) -> bool:
+        """Tell whether a shard is still of use to its receiver.
+
+        We may be a round further by now: a finished shard that a slower member lacks is then its only way to come
+        along without fetching everything.
+        """
+        state = self._member.state
+        if (state.round, state.attempt) == (parcel.round, parcel.attempt):
+            return True
+        is_over = state.round > parcel.round and not parcel.is_update
+        return is_over and self._member.presence.is_behind(parcel.to, state.height)
 
     async def push_state(
         self, bulk: Bulk, to: PeerId, height: int, log: Sequence[Decision], voters: Sequence[PublicIdentity]
@@ -219,6 +268,5 @@ class Courier:
         theta, momentum = self._workspace.theta, self._workspace.momentum
         entries = tuple((decision.view, decision.value, decision.votes) for decision in log)
         body = _encode(StateLog(height, entries, tuple(voter.encode() for voter in voters)))
-        body += bytes(-len(body) % 4)
         header = _encode(Header(kind="state", round=0, attempt=0, shard=len(body)))
-        await bulk.send(to, header, [memoryview(body), as_bytes(theta), as_bytes(momentum)])
+        await bulk.send(to, header, [as_bytes(theta), as_bytes(momentum), memoryview(body)])

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar, assert_never
 
@@ -20,7 +20,6 @@ import trio
 from barnraise.codec.grid import Float32
 from barnraise.collective import exchange
 from barnraise.config import PeerConfig
-from barnraise.consensus.voting import Decision
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
 from barnraise.errors import LocalError, PeerError, Unavailable
@@ -30,21 +29,23 @@ from barnraise.link.messages import Begin, Done, Failed, Initialised, Progress, 
 from barnraise.link.process import TrainerEvent, TrainerProcess, TrainerUp
 from barnraise.net.seam import Bulk, Network, PeerDown, PeerUp, Received
 from barnraise.observe.events import EventLog
+from barnraise.peer.archive import Archive
 from barnraise.peer.books import RoundBooks
 from barnraise.peer.courier import Courier, FetchedState
+from barnraise.peer.faults import Drill
 from barnraise.swarm import effects, messages, records
 from barnraise.swarm.adopt import adopt
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.member import Member
-from barnraise.swarm.records import MICRO, Vertex
+from barnraise.swarm.records import MICRO
 from barnraise.swarm.round import Stepped, Trained
-from barnraise.swarm.workspace import Workspace, root_of
+from barnraise.swarm.workspace import Roots, Workspace, root_of
 
 TICK_S: Final = 0.25
 INBOX_EVENTS: Final = 1024
+STATE_ANSWER_S: Final = 5.0
+"""A donor that has not begun to send by then has nothing to send, or is gone."""
 STATE_DEADLINE_S: Final = 60.0
-KEPT_VERTICES: Final = 2
-"""Checkpoints whose tensors stay on disk; the log and the vertices stay for ever."""
 LINGER_S: Final = 20.0
 """A peer that is done waits this long for others that are a little behind and may need it."""
 
@@ -111,7 +112,6 @@ class Driver:
         self._config = config
         self._member = member
         self._workspace = workspace
-        self._store, self._blobs = store, blobs
         self._keys = keys
         self._trainer = trainer
         self._events = events
@@ -119,12 +119,14 @@ class Driver:
         self._inbox_in, self._inbox = trio.open_memory_channel[Event | FetchedState](INBOX_EVENTS)
         self._token = trio.lowlevel.current_trio_token()
         self._computing = trio.CapacityLimiter(1)
-        self._saving = trio.CapacityLimiter(1)
         self._books = RoundBooks()
+        self._drill = Drill()
+        self._archive = Archive(store, blobs, self._drill)
         self._encoded_round = -1
         self._catching_up: effects.CatchUp | None = None
         self._done = trio.Event()
         self._finished_at: float | None = None
+        self._serving: set[PeerId] = set()
         self._bulk: Bulk | None = None
         self._nursery: trio.Nursery | None = None
         self.courier = Courier(member, workspace, self.post_from_thread, self._fetched_in_thread)
@@ -151,7 +153,8 @@ class Driver:
     async def _work(self) -> None:
         async for event in self._inbox:
             for effect in await self._handle(event):
-                await self._perform(effect)
+                with self._drill.around(effect, self._member.state.round):
+                    await self._perform(effect)
 
     async def _handle(self, event: Event | FetchedState) -> list[Effect]:
         if isinstance(event, FetchedState):
@@ -193,6 +196,8 @@ class Driver:
                     if self._bulk is not None:
                         self._bulk.forget(event.peer)
                     await self._post(functools.partial(self._member.peer_down, peer=event.peer))
+                    if self._catching_up is not None and self._catching_up.donor == event.peer:
+                        await self._give_up_catching_up()
                 case Received():
                     await self._post(functools.partial(self._receive, event))
 
@@ -240,7 +245,7 @@ class Driver:
             case effects.Send():
                 await self._send(effect.to, messages.encode(effect.message))
             case effects.PersistBallot():
-                await self._on_disk(self._store.persist, effect.record)
+                await self._archive.on_log(self._archive.store.persist, effect.record)
             case effects.Train():
                 await self._train(effect)
             case effects.Transfer():
@@ -249,7 +254,7 @@ class Driver:
                 self._start(self._step, effect, self._workspace.generation)
             case effects.Append():
                 self._books.cut()
-                await self._on_disk(self._store.append, effect.height, [effect.decision], (), None)
+                await self._archive.on_log(self._archive.store.append, effect.height, [effect.decision], (), None)
             case effects.Commit():
                 await self._commit(effect)
             case effects.CatchUp():
@@ -282,7 +287,7 @@ class Driver:
         work = Begin(
             round=plan.round,
             fragment=0,
-            theta_path=str(self._blobs.path(self._member.state.theta_root)),
+            theta_path=str(self._archive.blobs.path(self._member.state.theta_root)),
             update_path=str(self._update_file),
             segments=slot,
             steps=plan.steps,
@@ -298,6 +303,8 @@ class Driver:
         if isinstance(effect.step, exchange.Aggregate):
             self._start(self._aggregate, effect, effect.step.shard, self._workspace.generation)
         else:
+            if (effect.round, effect.attempt) != (self._member.state.round, self._member.state.attempt):
+                return  # it was concluded in the same breath; who lacks the shard fetches the state
             parcel = self.courier.pack(effect)
             self._start(self.courier.push, self._plane, parcel, self._member.state.config.round.exchange_timeout_s)
 
@@ -306,8 +313,10 @@ class Driver:
         began = trio.current_time()
         space = self._workspace
         residual = space.residual_after if effect.contributed and space.residual_after is not None else space.residual
-        await self._save(effect.height, [effect.decision], (effect.vertex,), space.pending(), residual)
+        saved = effect.height, [effect.decision], (effect.vertex,), space.pending(), residual
+        self._start(self._archive.prune, await self._archive.save(*saved))
         space.commit(effect.contributed)
+        self.courier.round = effect.event.round + 1
         self._books.applied(trio.current_time() - began)
         self._report_committed(effect)
 
@@ -328,7 +337,10 @@ class Driver:
             validation_tokens=done.validation_tokens,
             leaves=leaves,
         )
+        residual = self._workspace.residual_after
         await self._post(functools.partial(self._member.trained, trained=trained))
+        if residual is not None:
+            await self._archive.write_residual(residual)
 
     def _encode_file(self, exponents: tuple[int, ...], num_shards: int) -> tuple[Digest, ...]:
         update = np.fromfile(self._update_file, dtype=np.float32)
@@ -354,10 +366,15 @@ class Driver:
     async def _step(self, effect: effects.Step, generation: int) -> None:
         self._books.exchanged()
         state = self._member.state
-        order = functools.partial(self._workspace.step, effect.attempt, state.exponents, state.config.outer)
-        roots = await self._compute_for(generation, order)
-        if roots is None:
+
+        def order() -> tuple[Roots, tuple[Float32, Float32]]:
+            roots = self._workspace.step(effect.attempt, state.exponents, state.config.outer)
+            return roots, self._workspace.pending()
+
+        found = await self._compute_for(generation, order)
+        if found is None:
             return
+        roots, tensors = found
         self._books.stepped()
         stepped = Stepped(
             round=effect.round,
@@ -369,15 +386,22 @@ class Driver:
             unix_time=int(time.time()),
         )
         await self._post(functools.partial(self._member.stepped, stepped=stepped))
+        await self._archive.write_tensors(tensors, (roots.theta, roots.momentum))
 
     async def _catch_up(self, effect: effects.CatchUp) -> None:
         self._catching_up = effect
         self.courier.expect_state(effect.donor)
         await self._send(effect.donor, messages.encode(messages.StateWanted(height=effect.height)))
-        await trio.sleep(STATE_DEADLINE_S)
+        await trio.sleep(STATE_ANSWER_S)
+        if self._catching_up is effect and self.courier.is_receiving_state:
+            await trio.sleep(STATE_DEADLINE_S)
         if self._catching_up is effect:
-            self._catching_up = None
-            await self._post(self._member.catch_up_failed)
+            await self._give_up_catching_up()
+
+    async def _give_up_catching_up(self) -> None:
+        self._catching_up = None
+        self.courier.expect_state(None)
+        await self._post(self._member.catch_up_failed)
 
     def _fetched_in_thread(self, fetched: FetchedState) -> None:
         with contextlib.suppress(trio.RunFinishedError, trio.Cancelled):
@@ -392,28 +416,43 @@ class Driver:
     async def _adopt(self, fetched: FetchedState) -> list[Effect]:
         """Check a donor's state and make it ours: the votes of every entry, and the tensors' hashes."""
         member = self._member
-        for voter in fetched.voters:
-            self._keys.add(voter)
         try:
-            if fetched.height != member.state.height:
-                raise LocalError(f"it begins at height {fetched.height} and we are at {member.state.height}")
-            adopted = await self._compute(adopt, member.state, fetched.decisions, self._keys.verify)
+            opened = await self._compute(fetched.opened)
+            for voter in opened.voters:
+                self._keys.add(voter)
+            if opened.height != member.state.height:
+                raise LocalError(f"it begins at height {opened.height} and we are at {member.state.height}")
+            adopted = await self._compute(adopt, member.state, opened.decisions, self._keys.verify)
+            if not adopted.vertices:
+                raise LocalError("its log leads to no checkpoint")  # only cuts and voids since: the round goes on
             roots = await self._compute(lambda: (root_of(fetched.theta), root_of(fetched.momentum)))
             if roots != (adopted.state.theta_root, adopted.state.momentum_root):
                 raise LocalError("its tensors are not those of its log")
-        except LocalError as error:
+        except (LocalError, PeerError) as error:
             self._events.emit("peer.refused", reason=f"the state of {fetched.donor}: {error}")
             return member.catch_up_failed(trio.current_time())
         contributed = adopted.contributed(member.me, self._encoded_round)
         space = self._workspace
         residual = space.residual_after if contributed and space.residual_after is not None else space.residual
         tensors = fetched.theta, fetched.momentum
-        await self._save(fetched.height, fetched.decisions, adopted.vertices, tensors, residual)
+        saved = opened.height, opened.decisions, adopted.vertices, tensors, residual
+        self._start(self._archive.prune, await self._archive.save(*saved))
         await self._compute(space.replace, fetched.theta, fetched.momentum, contributed)
+        self.courier.round = adopted.state.round
         return member.caught_up(trio.current_time(), adopted.state)
 
     async def _send_state(self, effect: effects.SendState) -> None:
-        log = await self._on_disk(self._store.log, effect.height)
+        """Serve a peer that is behind, once at a time."""
+        if effect.to in self._serving:
+            return
+        self._serving.add(effect.to)
+        try:
+            await self._push_state(effect)
+        finally:
+            self._serving.discard(effect.to)
+
+    async def _push_state(self, effect: effects.SendState) -> None:
+        log = await self._archive.on_log(self._archive.store.log, effect.height)
         if not log:
             return
         voters = {PeerId(voter) for decision in log for voter, _ in decision.votes}
@@ -428,7 +467,7 @@ class Driver:
         self._events.emit(
             "run.finished",
             vertex=state.vertex.hex(),
-            theta_path=str(self._blobs.path(state.theta_root)),
+            theta_path=str(self._archive.blobs.path(state.theta_root)),
             rounds=state.round,
             tokens=state.total_samples * state.config.model.max_seq_len,
             bytes_sent=self._total_sent(),
@@ -444,31 +483,6 @@ class Driver:
     async def _compute_for(self, generation: int, order: Callable[[], T]) -> T | None:
         """Run arithmetic for a round, unless that round is over by the time it is its turn; then return None."""
         return await self._compute(lambda: order() if self._workspace.generation == generation else None)
-
-    async def _on_disk(self, order: Callable[..., T], *arguments: Any) -> T:
-        """Run a disk operation in a worker thread, one at a time."""
-        return await trio.to_thread.run_sync(order, *arguments, limiter=self._saving)
-
-    async def _save(
-        self,
-        height: int,
-        log: Sequence[Decision],
-        vertices: Sequence[Vertex],
-        tensors: tuple[Float32, Float32],
-        residual: Float32,
-    ) -> None:
-        """Write what a result leads to: the files first, then the log entry that names them, in one transaction."""
-
-        def save() -> None:
-            names = [self._blobs.put(tensor, name) for tensor, name in zip(tensors, _roots(vertices), strict=True)]
-            rest = self._blobs.put(residual)
-            self._store.append(height, log, vertices, rest)
-            recent = [
-                Digest(root) for vertex in self._store.vertices(KEPT_VERTICES) for root in (vertex.model, vertex.outer)
-            ]
-            self._blobs.keep([*names, *recent, rest])
-
-        await self._on_disk(save)
 
     def _start(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         if self._nursery is None:
@@ -524,11 +538,6 @@ class Driver:
 
     def _total_received(self) -> int:
         return self._plane.bytes_received
-
-
-def _roots(vertices: Sequence[Vertex]) -> tuple[Digest, Digest]:
-    newest = vertices[-1]
-    return Digest(newest.model), Digest(newest.outer)
 
 
 def _micro(value: float) -> int:

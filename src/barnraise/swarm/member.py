@@ -236,8 +236,9 @@ class Member:
         if decided:
             found.append(effects.Send(to=sender, message=decided))
         if message.round == self.state.round:
-            asked = [self.work.promises[PeerId(p)] for p in message.commitments if PeerId(p) in self.work.promises]
-            found += [effects.Send(to=sender, message=promise.message) for promise in asked]
+            asked = set(message.commitments)
+            known = [promise.message for peer, promise in sorted(self.work.promises.items()) if peer in asked]
+            found += [effects.Send(to=sender, message=commit) for commit in known]
         return found
 
     def _on_ballot(self, now: float, sender: PeerId, message: BallotMessage) -> list[Effect]:
@@ -420,11 +421,22 @@ class Member:
 
     def _catch_up(self, now: float, donor: PeerId) -> list[Effect]:
         self._enter(Phase.BEHIND, now)
-        fields: dict[str, object] = {"round": self.state.round, "donor": donor}
+        fields: dict[str, object] = {"round": self.state.round, "donor": donor, "reason": self._why_behind()}
         return [
             effects.Report(event="peer.catching_up", fields=fields),
             effects.CatchUp(donor=donor, height=self.state.height),
         ]
+
+    def _why_behind(self) -> str:
+        cut, work = self.state.cut, self.work
+        if cut is None:
+            return "others are several rounds ahead"
+        if missing := rounds.unknown_contributions(work, cut):
+            return f"the round was agreed without us, and we lack the commitments of {len(missing)} members"
+        if work.exchange and not work.exchange.is_complete:
+            owing = ", ".join(sorted(peer[-6:] for peer in work.exchange.owing))
+            return f"the round was agreed without us, and shards of {owing} have not come"
+        return "the round was agreed on other parameters than ours" if work.stepped else "our step is not done"
 
     def _move_to(self, state: State, now: float, *, keep_round: bool = False) -> None:
         same_round = keep_round and state.round == self.state.round

@@ -5,7 +5,7 @@ import msgspec
 from barnraise.consensus.voting import Accept, BallotMessage, Change, Decided, Propose
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
-from barnraise.swarm.records import Signed
+from barnraise.swarm.records import Decoder, Signed
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -45,7 +45,7 @@ class StateWanted(_Message, frozen=True, kw_only=True):
 Message = Commit | Status | Want | StateWanted | Propose | Accept | Change | Decided
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_decoder: Decoder[Message] = Decoder(msgspec.msgpack.Decoder(Message))
 
 
 def encode(message: Message) -> bytes:
@@ -61,7 +61,7 @@ def decode(sender: PeerId, data: bytes) -> Message:
     """
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except msgspec.DecodeError as error:
         raise PeerError(sender, f"sent a malformed message: {error}", data) from error
 
 

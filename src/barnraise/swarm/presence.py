@@ -51,7 +51,12 @@ class Presence:
 
     def anyone_behind(self, height: int) -> bool:
         """Tell whether somebody who is connected has not said that it got this far."""
-        return any(sighting.connected and sighting.height < height for sighting in self._seen.values())
+        return any(self.is_behind(peer, height) for peer in self._seen)
+
+    def is_behind(self, peer: PeerId, height: int) -> bool:
+        """Tell whether a peer is connected and has not said that it got this far."""
+        sighting = self._seen.get(peer)
+        return sighting is not None and sighting.connected and sighting.height < height
 
     def is_up(self, peer: PeerId) -> bool:
         """Tell whether a peer is connected."""

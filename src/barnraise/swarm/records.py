@@ -5,12 +5,14 @@ in flight together, streamed fragments, robust rules and replay need no new form
 micro-nats.
 """
 
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import blake3
 import msgspec
 
 from barnraise.ids import Digest
+
+T = TypeVar("T")
 
 VERSION: Final = 1
 MICRO: Final = 1_000_000
@@ -58,7 +60,7 @@ class Event(Record, frozen=True, kw_only=True):
     attempt: int = 0
 
 
-class Contribution(msgspec.Struct, frozen=True, array_like=True):
+class Contribution(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A commitment that is in: whose, its digest, and what the fold needs of it."""
 
     member: str
@@ -72,7 +74,7 @@ class Cut(Event, frozen=True, kw_only=True):
     contributions: tuple[Contribution, ...]
 
 
-class Metrics(msgspec.Struct, frozen=True, array_like=True):
+class Metrics(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a round showed, from the members' signed claims."""
 
     train_loss: int
@@ -146,11 +148,25 @@ class Vertex(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=Tru
     validation_loss: int
 
 
-class Signed(msgspec.Struct, frozen=True, array_like=True):
+class Signed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A record's exact bytes and a signature over them; what was received is what is verified."""
 
     record: bytes
     signature: bytes
+
+
+class Decoder(Generic[T]):
+    """A msgspec decoder that has one complaint: `msgspec.DecodeError`, also about a text that is not UTF-8."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        self._decoder = decoder
+
+    def decode(self, data: bytes) -> T:
+        """Return what ``data`` says; raises `msgspec.DecodeError`, of which `msgspec.ValidationError` is a kind."""
+        try:
+            return self._decoder.decode(data)
+        except UnicodeDecodeError as error:
+            raise msgspec.DecodeError(f"a text is not UTF-8: {error.reason}") from error
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -171,6 +187,6 @@ def vertex_id(vertex: Vertex) -> Digest:
     return Digest(blake3.blake3(encode(vertex), derive_key_context="barnraise 1 vertex").digest())
 
 
-decode_event: msgspec.msgpack.Decoder[LogEvent] = msgspec.msgpack.Decoder(LogEvent)
-decode_commitment: msgspec.msgpack.Decoder[Commitment] = msgspec.msgpack.Decoder(Commitment)
-decode_vertex: msgspec.msgpack.Decoder[Vertex] = msgspec.msgpack.Decoder(Vertex)
+decode_event: Decoder[LogEvent] = Decoder(msgspec.msgpack.Decoder(LogEvent))
+decode_commitment: Decoder[Commitment] = Decoder(msgspec.msgpack.Decoder(Commitment))
+decode_vertex: Decoder[Vertex] = Decoder(msgspec.msgpack.Decoder(Vertex))

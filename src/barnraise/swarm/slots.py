@@ -13,7 +13,7 @@ import msgspec
 from barnraise.ids import PeerId
 
 
-class Segment(msgspec.Struct, frozen=True, array_like=True):
+class Segment(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Samples ``first .. first + count - 1`` of the run's endless, shuffled stream."""
 
     first: int

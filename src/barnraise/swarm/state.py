@@ -142,6 +142,8 @@ def check_follows(state: State, event: LogEvent) -> None:
         members = set(state.peers)
         if not event.contributions or any(c.member not in members or c.samples < 1 for c in event.contributions):
             raise LocalError("a cut names a contributor that is not a member, or none at all")
+        if len({c.member for c in event.contributions}) < len(event.contributions):
+            raise LocalError("a cut names a contributor twice")
     elif state.cut is not None and event.cut != records.digest(records.encode(state.cut)):
         raise LocalError("the result is for another cut")
 

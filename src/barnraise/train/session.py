@@ -1,5 +1,6 @@
 """The trainer's end of the conversation with its peer: blocking, framed messages over a Unix socket, nothing else."""
 
+import select
 import socket
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,12 @@ class Session:
             self._connection.sendall(messages.frame(message))
         except (BrokenPipeError, ConnectionResetError) as error:
             raise PeerGone("the peer closed its end") from error
+
+    @property
+    def has_mail(self) -> bool:
+        """Tell whether `receive` would not wait: the peer has something newer to do, or is gone."""
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        return bool(readable)
 
     def receive(self) -> messages.FromPeer:
         """Wait for one message.

@@ -52,7 +52,9 @@ def serve(trainer: "Trainer", session: Session) -> None:
     try:
         session.send(trainer.hello())
         while not isinstance(message := session.receive(), Stop):
-            session.send(trainer.answer(message, session))
+            answer = trainer.answer(message, session)
+            if answer is not None:
+                session.send(answer)
     except PeerGone:
         log.info("trainer.peer_gone")
 
@@ -76,8 +78,8 @@ class Trainer:
             device=str(self.device),
         )
 
-    def answer(self, message: Initialise | Begin, session: Session) -> Initialised | Done | Failed:
-        """Do what the peer asks."""
+    def answer(self, message: Initialise | Begin, session: Session) -> Initialised | Done | Failed | None:
+        """Do what the peer asks; None: it asked for something newer meanwhile."""
         if isinstance(message, Initialise):
             vectors.write(Path(message.path), flatten(GPT(self.config.model, self.config.seed)).numpy())
             return Initialised()
@@ -87,8 +89,11 @@ class Trainer:
             log.error("trainer.diverged round=%d reason=%r", message.round, str(error))
             return Failed(round=message.round, reason=str(error))
 
-    def round(self, begin: Begin, session: Session) -> Done:
+    def round(self, begin: Begin, session: Session) -> Done | None:
         """Train one round from ``begin.theta_path`` and leave the update and the snapshot.
+
+        A message that waits ends the round without either: the others have gone on, and its samples are given out
+        again.
 
         Raises:
             Diverged: a loss, a gradient or the update is not finite; neither file was written.
@@ -105,6 +110,9 @@ class Trainer:
         losses: list[float] = []
         reported, reported_at = 0, began
         for step, ids in enumerate(batches, start=begin.first_step):
+            if session.has_mail:
+                log.info("trainer.superseded round=%d", begin.round)
+                return None
             losses.append(self.step(ids, step, begin.total_steps))
             if (now := time.monotonic()) - reported_at >= PROGRESS_INTERVAL_S:
                 session.send(Progress(round=begin.round, step=len(losses), loss=_mean(losses[reported:])))

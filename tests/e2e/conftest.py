@@ -1,0 +1,17 @@
+"""Marks everything here as end to end: real processes, real sockets on loopback, real kills."""
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+TEST_TIMEOUT_S = 180
+"""A dozen interpreters are started in some tests, each of which takes 2 s of CPU."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this directory."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))

@@ -1,0 +1,252 @@
+"""What the courier lets in: hostile and stale bulk headers are refused before anything is allocated for them."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from barnraise.collective.exchange import SendUpdate
+from barnraise.collective.shards import leaf
+from barnraise.config import InnerConfig, RoundConfig, RunConfig
+from barnraise.consensus.voting import Decision
+from barnraise.errors import PeerError, Unavailable
+from barnraise.identity import Identity
+from barnraise.ids import PeerId
+from barnraise.net.memory import open_medium
+from barnraise.peer.courier import MAX_LOG_BYTES, Courier, FetchedState, Header
+from barnraise.swarm.effects import Effect, Transfer
+from barnraise.swarm.member import Member
+from barnraise.swarm.state import State, genesis
+from barnraise.swarm.workspace import Workspace, root_of
+
+SIZE = 1000
+NUM_SHARDS = 3
+MEMBERS = tuple(PeerId(f"peer-{number}") for number in range(3))
+ME, OTHER, DONOR = MEMBERS
+STRANGER = PeerId("stranger")
+SHARD_BYTES = 2 * 384
+"""1000 elements in three shards, aligned to 64."""
+TENSOR_BYTES = 2 * 4 * SIZE
+encode = msgspec.msgpack.Encoder().encode
+
+
+def state_of(**changes: int) -> State:
+    config = RunConfig(founders=MEMBERS, inner=InnerConfig(batch_size=1), round=RoundConfig(rounds=5, steps=2))
+    zeros = np.zeros(SIZE, np.float32)
+    return replace(genesis(config, 1, root_of(zeros), root_of(zeros)), **changes)  # type: ignore[arg-type]
+
+
+class Watched(Workspace):
+    """Counts what it was asked to make room for."""
+
+    def __init__(self) -> None:
+        zeros = np.zeros(SIZE, np.float32)
+        super().__init__(((0, SIZE),), zeros.copy(), zeros.copy(), zeros.copy())
+        self.asked: list[tuple[object, ...]] = []
+
+    def incoming_update(self, sender: PeerId, shard: int, num_shards: int) -> memoryview:
+        self.asked.append(("update", sender, shard))
+        return super().incoming_update(sender, shard, num_shards)
+
+    def incoming_aggregate(self, attempt: int, shard: int, num_shards: int) -> memoryview:
+        self.asked.append(("aggregate", attempt, shard))
+        return super().incoming_aggregate(attempt, shard, num_shards)
+
+
+class Desk:
+    """A courier with what surrounds it; it posts into a list."""
+
+    def __init__(self, state: State | None = None) -> None:
+        self.member = Member(
+            me=ME,
+            state=state or state_of(round=2),
+            sign=lambda context, message: b"",
+            verify=lambda *vote: True,
+            now=0.0,
+            peer_timeout_s=10.0,
+        )
+        self.workspace = Watched()
+        self.posted: list[Callable[[float], list[Effect]]] = []
+        self.fetched: list[FetchedState] = []
+        self.courier = Courier(self.member, self.workspace, self.posted.append, self.fetched.append)
+
+
+def header(**changes: object) -> bytes:
+    fields: dict[str, object] = {"kind": "update", "round": 2, "attempt": 0, "shard": 0}
+    return encode(list((fields | changes).values()))
+
+
+def test_a_members_shard_of_this_round_is_taken() -> None:
+    desk = Desk()
+    buffer = desk.courier.sink(OTHER, header(), SHARD_BYTES)
+    assert buffer is not None
+    assert (buffer.nbytes, buffer.readonly) == (SHARD_BYTES, False)
+    buffer[:] = bytes(range(256)) * 3
+    desk.courier.arrived(OTHER, header())
+    (post,) = desk.posted
+    post(0.0)
+    assert desk.member.work.updates_arrived == {(OTHER, 0): leaf(memoryview(bytes(range(256)) * 3))}
+
+
+@pytest.mark.parametrize(
+    ("sender", "data", "size"),
+    [
+        pytest.param(OTHER, header(round=1), SHARD_BYTES, id="an older round"),
+        pytest.param(OTHER, header(round=3), SHARD_BYTES, id="a round to come"),
+        pytest.param(OTHER, header(round=-1), SHARD_BYTES, id="no round"),
+        pytest.param(OTHER, header(shard=NUM_SHARDS), SHARD_BYTES, id="a shard too far"),
+        pytest.param(OTHER, header(shard=1 << 62), SHARD_BYTES, id="a shard much too far"),
+        pytest.param(OTHER, header(shard=-1), SHARD_BYTES, id="a negative shard"),
+        pytest.param(OTHER, header(), SHARD_BYTES + 1, id="a byte too many"),
+        pytest.param(OTHER, header(), SHARD_BYTES - 1, id="a byte too few"),
+        pytest.param(OTHER, header(), 0, id="nothing"),
+        pytest.param(OTHER, header(), 1 << 50, id="a petabyte"),
+        pytest.param(OTHER, header(shard=2), SHARD_BYTES, id="the size of another shard"),
+        pytest.param(STRANGER, header(), SHARD_BYTES, id="not a member"),
+        pytest.param(OTHER, header(kind="aggregate", attempt=1), SHARD_BYTES, id="an attempt to come"),
+        pytest.param(OTHER, header(kind="aggregate", attempt=-1), SHARD_BYTES, id="no attempt"),
+        pytest.param(STRANGER, header(kind="aggregate"), SHARD_BYTES, id="an aggregate of a stranger"),
+        pytest.param(OTHER, header(kind="aggregate"), SHARD_BYTES + 2, id="an aggregate too long"),
+        pytest.param(DONOR, header(kind="state", round=0, shard=64), 64 + TENSOR_BYTES, id="a state not asked for"),
+        pytest.param(OTHER, header(kind="model"), SHARD_BYTES, id="an unknown kind"),
+        pytest.param(OTHER, header()[:-1], SHARD_BYTES, id="a header cut short"),
+        pytest.param(OTHER, header(shard=0.0), SHARD_BYTES, id="a float for a shard"),
+        pytest.param(OTHER, encode(["update", 2, 0, 0, 0]), SHARD_BYTES, id="a field too many"),
+        pytest.param(OTHER, b"\x94\xa2\xff\xfe\x02\x00\x00", SHARD_BYTES, id="a kind that is not UTF-8"),
+        pytest.param(OTHER, b"", SHARD_BYTES, id="no header"),
+    ],
+)
+def test_what_was_not_asked_for_is_refused_before_anything_is_allocated(sender: PeerId, data: bytes, size: int) -> None:
+    desk = Desk()
+    assert desk.courier.sink(sender, data, size) is None
+    assert desk.workspace.asked == []
+
+
+@settings(deadline=None)
+@given(data=st.binary(max_size=40), size=st.integers(0, 1 << 60))
+def test_no_header_raises_anything(data: bytes, size: int) -> None:
+    desk = Desk()
+    assert desk.courier.sink(OTHER, data, size) is None
+    desk.courier.arrived(OTHER, data)
+    assert desk.posted == []
+
+
+def test_an_aggregate_that_is_here_is_not_overwritten() -> None:
+    desk = Desk()
+    desk.member.work.aggregates_arrived.add((0, 1))
+    assert desk.courier.sink(OTHER, header(kind="aggregate", shard=1), SHARD_BYTES) is None
+    assert desk.courier.sink(OTHER, header(kind="aggregate", shard=0), SHARD_BYTES) is not None
+
+
+def test_an_update_that_is_here_is_not_overwritten() -> None:
+    desk = Desk()
+    desk.member.work.updates_arrived[OTHER, 1] = bytes(32)
+    assert desk.courier.sink(OTHER, header(shard=1), SHARD_BYTES) is None
+    assert desk.courier.sink(OTHER, header(shard=0), SHARD_BYTES) is not None
+
+
+@pytest.mark.parametrize("kind", ["update", "aggregate"])
+def test_a_shard_whose_round_ended_on_the_way_is_dropped(kind: str) -> None:
+    desk = Desk()
+    last = header(kind=kind, shard=2)
+    assert desk.courier.sink(OTHER, last, 2 * (SIZE - 2 * 384)) is not None
+    members = desk.member.state.members[:2]
+    desk.member.caught_up(1.0, replace(desk.member.state, round=3, height=9, members=members))
+    desk.workspace.asked.clear()
+    desk.courier.arrived(OTHER, last)
+    assert (desk.posted, desk.workspace.asked) == ([], [])
+
+
+def test_nothing_comes_in_for_a_round_whose_buffers_are_not_there_yet() -> None:
+    # 1. The result of round 2 is decided: the machine is in round 3. 2. A shard of round 3 arrives.
+    # 3. The result is durable and the workspace forgets round 2, and with it whatever came in.
+    desk = Desk()
+    desk.member.caught_up(1.0, replace(desk.member.state, round=3, height=9))
+    assert desk.courier.sink(OTHER, header(round=3), SHARD_BYTES) is None
+    desk.courier.round = 3
+    assert desk.courier.sink(OTHER, header(round=3), SHARD_BYTES) is not None
+
+
+@pytest.mark.parametrize(
+    ("sender", "log_bytes", "size"),
+    [
+        (OTHER, 64, 64 + TENSOR_BYTES),
+        (DONOR, 0, TENSOR_BYTES),
+        (DONOR, -8, TENSOR_BYTES - 8),
+        (DONOR, 64, 64 + TENSOR_BYTES + 4),
+        (DONOR, MAX_LOG_BYTES + 4, MAX_LOG_BYTES + 4 + TENSOR_BYTES),
+    ],
+    ids=["another donor", "no log", "negative", "other tensors", "too long"],
+)
+def test_only_the_state_that_was_asked_for_is_taken(sender: PeerId, log_bytes: int, size: int) -> None:
+    desk = Desk()
+    desk.courier.expect_state(DONOR)
+    assert desk.courier.sink(sender, header(kind="state", shard=log_bytes), size) is None
+    assert not desk.courier.is_receiving_state
+
+
+def test_a_state_nobody_waits_for_any_more_is_dropped() -> None:
+    desk = Desk()
+    desk.courier.expect_state(DONOR)
+    data = header(kind="state", shard=64)
+    assert desk.courier.sink(DONOR, data, 64 + TENSOR_BYTES) is not None
+    desk.courier.expect_state(None)
+    desk.courier.arrived(DONOR, data)
+    assert desk.fetched == []
+
+
+@settings(deadline=None)
+@given(log=st.binary(min_size=1, max_size=80))
+def test_a_malformed_state_is_its_donors_error(log: bytes) -> None:
+    zeros = np.zeros(SIZE, np.float32)
+    with pytest.raises(PeerError, match="malformed state") as caught:
+        FetchedState(donor=DONOR, log=log, theta=zeros, momentum=zeros).opened()
+    assert caught.value.peer == DONOR
+
+
+@pytest.mark.parametrize("num_entries", range(5))
+async def test_a_state_arrives_as_it_was_sent(num_entries: int, autojump_clock: MockClock) -> None:
+    voter = Identity(bytes(32), bytes([1]) * 32).public
+    log = [Decision(value=b"v" * i, view=i, votes=((voter.peer_id, b"s" * i),)) for i in range(num_entries)]
+    donor, receiver = Desk(), Desk()
+    donor.workspace.theta[:] = np.arange(SIZE)
+    donor.workspace.momentum[:] = 7.0
+    receiver.courier.expect_state(DONOR)
+    async with open_medium(random.Random(1)) as medium:
+        medium.join(ME)
+        medium.join(DONOR)
+        here = medium.bulk(ME, receiver.courier.sink, receiver.courier.arrived)
+        there = medium.bulk(DONOR, donor.courier.sink, donor.courier.arrived)
+        here.learn(DONOR, *there.address)
+        there.learn(ME, *here.address)
+        await donor.courier.push_state(there, ME, 4, log, [voter])
+        with pytest.raises(Unavailable):
+            await donor.courier.push_state(there, STRANGER, 4, log, [voter])
+    (fetched,) = receiver.fetched
+    opened = fetched.opened()
+    assert (opened.height, opened.decisions, opened.voters) == (4, log, (voter,))
+    assert np.array_equal(fetched.theta, donor.workspace.theta)
+    assert np.array_equal(fetched.momentum, donor.workspace.momentum)
+
+
+async def test_pushing_ends_when_the_round_is_over_or_the_time_is_up(autojump_clock: MockClock) -> None:
+    desk = Desk()
+    desk.workspace.encode(np.zeros(SIZE, np.float32), (16,), NUM_SHARDS)
+    parcel = desk.courier.pack(Transfer(round=2, attempt=0, step=SendUpdate(shard=0, to=OTHER)))
+    assert msgspec.msgpack.decode(parcel.header, type=Header) == Header(kind="update", round=2, attempt=0, shard=0)
+    async with open_medium(random.Random(1)) as medium:
+        medium.join(ME)
+        bulk = medium.bulk(ME, desk.courier.sink, desk.courier.arrived)
+        began = trio.current_time()
+        await desk.courier.push(bulk, parcel, 20.0)
+        assert trio.current_time() - began == pytest.approx(20.0)
+        desk.member.caught_up(1.0, replace(desk.member.state, round=3, height=9))
+        await desk.courier.push(bulk, parcel, 20.0)
+        assert trio.current_time() - began == pytest.approx(20.0)

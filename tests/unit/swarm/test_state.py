@@ -1,0 +1,279 @@
+"""The agreed state as a fold: any log of cuts, voids and results, on any number of peers."""
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from barnraise.config import InnerConfig, RoundConfig, RunConfig
+from barnraise.errors import LocalError
+from barnraise.ids import EMPTY_DIGEST, Digest, PeerId
+from barnraise.swarm import records
+from barnraise.swarm.plan import plan
+from barnraise.swarm.records import Contribution, Cut, LogEvent, Metrics, Result, Vertex, Void
+from barnraise.swarm.slots import Segment
+from barnraise.swarm.state import State, apply, assignment, check_follows, follow, genesis
+
+EVERYBODY = tuple(PeerId(f"peer-{number}") for number in range(6))
+CONFIG = RunConfig(
+    founders=EVERYBODY[:3],
+    inner=InnerConfig(batch_size=2),
+    round=RoundConfig(rounds=100, steps=3),
+)
+SAMPLES = 6
+
+
+def first_state() -> State:
+    return genesis(CONFIG, 2, Digest(bytes([1]) * 32), Digest(bytes([2]) * 32))
+
+
+def cut_of(state: State, contributors: Sequence[str]) -> Cut:
+    return Cut(
+        run=state.run,
+        epoch=state.epoch,
+        round=state.round,
+        attempt=state.attempt,
+        previous=state.head,
+        contributions=tuple(Contribution(peer, EMPTY_DIGEST, SAMPLES) for peer in contributors),
+    )
+
+
+def digest_of_cut(state: State) -> Digest:
+    assert state.cut is not None
+    return records.digest(records.encode(state.cut))
+
+
+def void_of(state: State, without: Sequence[str] = ()) -> Void:
+    return Void(
+        run=state.run,
+        epoch=state.epoch,
+        round=state.round,
+        attempt=state.attempt,
+        previous=state.head,
+        cut=digest_of_cut(state),
+        without=tuple(without),
+    )
+
+
+def result_of(state: State, joined: Sequence[str] = (), left: Sequence[str] = ()) -> Result:
+    return Result(
+        run=state.run,
+        epoch=state.epoch,
+        round=state.round,
+        attempt=state.attempt,
+        previous=state.head,
+        cut=digest_of_cut(state),
+        excluded=(),
+        gram=EMPTY_DIGEST,
+        aggregate_root=bytes([3]) * 32,
+        theta_root=bytes([4]) * 32,
+        momentum_root=bytes([5]) * 32,
+        exponents=(17, 15),
+        metrics=Metrics(1_500_000, 1_400_000, 768),
+        ledger=EMPTY_DIGEST,
+        joined=tuple(joined),
+        left=tuple(left),
+        time=1_800_000_000,
+        vertex=EMPTY_DIGEST,
+    )
+
+
+def samples_of(segments: Sequence[Segment]) -> list[int]:
+    return [sample for segment in segments for sample in range(segment.first, segment.first + segment.count)]
+
+
+class Log:
+    """A random log that is written while its state is followed."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.data = data
+        self.events: list[LogEvent] = []
+        self.trained: list[int] = []
+        self.state = first_state()
+
+    def add(self, event: LogEvent) -> None:
+        self.events.append(event)
+        self.state = apply(self.state, event)
+
+    def some(self, peers: Sequence[PeerId], least: int = 0) -> list[PeerId]:
+        if not peers:
+            return []
+        return self.data.draw(st.lists(st.sampled_from(list(peers)), min_size=least, unique=True))
+
+    def round(self) -> None:
+        slots = assignment(self.state).slots
+        for _ in range(self.data.draw(st.integers(0, 2), "voids")):
+            self.add(cut_of(self.state, self.some(list(slots), least=1)))
+            self.add(void_of(self.state, self.some(self.state.peers)))
+            assert assignment(self.state).slots == slots
+        contributors = self.some(list(slots), least=1)
+        self.add(cut_of(self.state, contributors))
+        self.trained += [sample for peer in contributors for sample in samples_of(slots[peer])]
+        joined = self.some([peer for peer in EVERYBODY if peer not in self.state.peers])
+        left = self.some([peer for peer in self.state.peers if peer != contributors[0]])
+        self.add(result_of(self.state, joined, left))
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_over_any_log_each_sample_is_trained_on_once_or_waits(data: st.DataObject) -> None:
+    log = Log(data)
+    for _ in range(data.draw(st.integers(1, 6), "rounds")):
+        log.round()
+        waiting = samples_of(log.state.requeued)
+        assert sorted(log.trained + waiting) == list(range(log.state.cursor))
+        assert log.state.total_samples == len(log.trained)
+    again = first_state()
+    for event in log.events:
+        again = apply(again, records.decode_event.decode(records.encode(event)))
+    assert again == log.state
+    assert again.height == len(log.events)
+
+
+def after(*events_of: str) -> State:
+    """Return the state after the named entries, with everybody contributing."""
+    state = first_state()
+    for name in events_of:
+        event: LogEvent
+        match name:
+            case "cut":
+                event = cut_of(state, list(assignment(state).slots))
+            case "void":
+                event = void_of(state)
+            case _:
+                event = result_of(state)
+        state = apply(state, event)
+    return state
+
+
+def test_a_lost_update_is_discarded_and_its_samples_go_out_again() -> None:
+    state = first_state()
+    lost = assignment(state).slots[EVERYBODY[1]]
+    state = apply(state, cut_of(state, [EVERYBODY[0], EVERYBODY[2]]))
+    state = apply(state, result_of(state))
+    assert state.requeued == lost
+    assert assignment(state).slots[EVERYBODY[0]] == lost
+    assert [member.missed for member in state.members] == [0, 1, 0]
+    assert state.total_samples == 2 * SAMPLES
+
+
+def test_who_joins_is_the_most_junior_and_counts_one_round_later() -> None:
+    state = after("cut")
+    state = apply(state, result_of(state, joined=[EVERYBODY[5], EVERYBODY[3]], left=[EVERYBODY[0]]))
+    assert state.peers == (EVERYBODY[1], EVERYBODY[2], EVERYBODY[3], EVERYBODY[5])
+    assert (state.epoch, state.round) == (1, 1)
+    assert set(plan(state).slots) == {EVERYBODY[1], EVERYBODY[2]}
+    state = apply(state, cut_of(state, [EVERYBODY[1], EVERYBODY[2]]))
+    state = apply(state, result_of(state))
+    assert set(plan(state).slots) == set(state.peers)
+    assert (state.epoch, state.round) == (1, 2)
+
+
+def test_a_void_takes_the_cut_back_and_names_whom_not_to_wait_for() -> None:
+    state = after("cut")
+    state = apply(state, void_of(state, [EVERYBODY[2]]))
+    assert (state.attempt, state.cut, state.without, state.round) == (1, None, frozenset({EVERYBODY[2]}), 0)
+    state = apply(state, cut_of(state, EVERYBODY[:2]))
+    state = apply(state, result_of(state))
+    assert (state.attempt, state.without) == (0, frozenset())
+
+
+Change = dict[str, object]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": bytes(32)},
+        {"epoch": 1},
+        {"round": 1},
+        {"attempt": 1},
+        {"previous": bytes(32)},
+    ],
+)
+@pytest.mark.parametrize("kind", ["cut", "void", "result"])
+def test_an_entry_of_another_place_is_refused(kind: str, change: Change) -> None:
+    state = first_state() if kind == "cut" else after("cut")
+    event: LogEvent
+    match kind:
+        case "cut":
+            event = cut_of(state, EVERYBODY[:2])
+        case "void":
+            event = void_of(state)
+        case _:
+            event = result_of(state)
+    check_follows(state, event)
+    with pytest.raises(LocalError, match="does not follow"):
+        apply(state, msgspec.structs.replace(event, **change))
+
+
+def test_entries_come_in_turn() -> None:
+    cut = after("cut")
+    with pytest.raises(LocalError, match="cannot come"):
+        apply(cut, cut_of(cut, EVERYBODY[:2]))
+    start = first_state()
+    early = msgspec.structs.replace(result_of(cut), previous=start.head)
+    with pytest.raises(LocalError, match="cannot come"):
+        apply(start, early)
+
+
+def test_a_result_of_another_cut_is_refused() -> None:
+    state = after("cut")
+    for event in (result_of(state), void_of(state)):
+        with pytest.raises(LocalError, match="another cut"):
+            apply(state, msgspec.structs.replace(event, cut=bytes(32)))
+
+
+@pytest.mark.parametrize(
+    "contributions",
+    [
+        (),
+        (Contribution("stranger", EMPTY_DIGEST, SAMPLES),),
+        (Contribution(EVERYBODY[0], EMPTY_DIGEST, 0),),
+        (Contribution(EVERYBODY[0], EMPTY_DIGEST, -1),),
+        (Contribution(EVERYBODY[0], EMPTY_DIGEST, SAMPLES), Contribution(EVERYBODY[0], EMPTY_DIGEST, SAMPLES)),
+    ],
+    ids=["nobody", "stranger", "nothing", "less than nothing", "twice"],
+)
+def test_a_cut_of_impossible_contributions_is_refused(contributions: tuple[Contribution, ...]) -> None:
+    state = first_state()
+    with pytest.raises(LocalError):
+        apply(state, msgspec.structs.replace(cut_of(state, EVERYBODY[:1]), contributions=contributions))
+
+
+def test_refusing_changes_nothing_and_applying_leaves_the_old_state_alone() -> None:
+    state = first_state()
+    before = repr(state)
+    apply(state, cut_of(state, EVERYBODY[:2]))
+    with pytest.raises(LocalError):
+        apply(state, cut_of(after("cut"), EVERYBODY[:2]))
+    assert repr(state) == before
+
+
+def test_founders_are_ordered_by_id() -> None:
+    turned = RunConfig(founders=EVERYBODY[2::-1], inner=CONFIG.inner, round=CONFIG.round)
+    assert genesis(turned, 2, EMPTY_DIGEST, EMPTY_DIGEST).peers == EVERYBODY[:3]
+
+
+def test_the_run_is_over_after_the_last_planned_round() -> None:
+    short = RunConfig(founders=EVERYBODY[:3], inner=CONFIG.inner, round=RoundConfig(rounds=1, steps=3))
+    state = genesis(short, 2, EMPTY_DIGEST, EMPTY_DIGEST)
+    state = apply(state, cut_of(state, EVERYBODY[:3]))
+    assert not state.is_over
+    assert apply(state, result_of(state)).is_over
+
+
+def test_a_checkpoint_names_its_parent_and_its_contributors() -> None:
+    state = after("cut")
+    later, vertex = follow(state, result_of(state))
+    assert isinstance(vertex, Vertex)
+    assert vertex.parents == (state.vertex,)
+    assert vertex.contributors == tuple((peer, SAMPLES) for peer in EVERYBODY[:3])
+    assert later.vertex == records.vertex_id(vertex)
+
+
+def test_the_next_seed_is_drawn_from_the_cut_and_the_aggregate() -> None:
+    seeds = {after(*entries).seed for entries in (["cut", "result"], ["cut", "void", "cut", "result"], ["cut"])}
+    assert len(seeds) == 3

@@ -1,0 +1,123 @@
+"""Where values come from, what is refused, and what the run id covers."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from barnraise.config import (
+    PRESETS,
+    DataConfig,
+    OuterConfig,
+    PeerConfig,
+    RoundConfig,
+    RunConfig,
+    flatten,
+    load_peer_config,
+    load_run_config,
+    run_config,
+    save,
+)
+from barnraise.errors import ConfigError
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(),
+        RunConfig(seed=7, founders=("a", 'quoted "b"'), data=DataConfig(source="/a\\b\n"), outer=OuterConfig(lr=1e-05)),
+        *(RunConfig(model=model) for model in PRESETS.values()),
+    ],
+)
+def test_a_saved_config_is_read_back_unchanged(tmp_path: Path, config: RunConfig) -> None:
+    save(config, tmp_path / "run.toml")
+    assert load_run_config(tmp_path / "run.toml") == config
+    assert load_run_config(tmp_path / "run.toml").run_id == config.run_id
+
+
+def test_a_peers_config_is_read_back_unchanged(tmp_path: Path) -> None:
+    config = PeerConfig(data_dir=tmp_path / "data", cluster_key_file=tmp_path / "key", trainer=("python", "-c"))
+    save(config, tmp_path / "peer.toml")
+    assert load_peer_config(tmp_path / "peer.toml") == config
+
+
+def test_the_environment_overrides_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, "seed = 2\n[round]\nsteps = 10\nrounds = 5\n")
+    config = load_run_config(path, {"BARNRAISE_RUN_ROUND__STEPS": "30", "BARNRAISE_RUN_OUTER__LR": "0.5", "HOME": "/"})
+    assert (config.seed, config.round.rounds, config.round.steps, config.outer.lr) == (2, 5, 30, 0.5)
+    assert config.outer.momentum == OuterConfig().momentum
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("sed = 1", "unknown key 'sed'.*seed"),
+        ("[model]\nwidth = 1", "unknown key 'model.width'"),
+        ('seed = "one"', "seed"),
+        ("model = 3", "model"),
+        ("[outer]\nlr = 11.0", "outer.lr = 11.0 is outside"),
+        ("[outer]\nlr = nan", "outer.lr"),
+        ("[inner]\nlr = inf", "inner.lr"),
+        ("[inner]\nclip_norm = nan", "inner.clip_norm = nan is not a number"),
+        ("[round]\nrounds = 0", "round.rounds = 0 is outside"),
+        ("[model]\nhidden_size = 100\nnum_heads = 3", "not a multiple"),
+        ('[outer]\noptimizer = "adam"', "outer.optimizer"),
+        ("seed = ", "is not TOML"),
+        ("[inner]\nbatch_size = 1.5", "inner.batch_size"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_run_config(written(tmp_path, text))
+
+
+def test_a_wrong_variable_is_refused_by_name(tmp_path: Path) -> None:
+    path = written(tmp_path, "seed = 2\n")
+    with pytest.raises(ConfigError, match=r"round\.step"):
+        load_run_config(path, {"BARNRAISE_RUN_ROUND__STEP": "30"})
+    with pytest.raises(ConfigError, match="seed"):
+        load_run_config(path, {"BARNRAISE_RUN_SEED__MORE": "30"})
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
+        load_run_config(tmp_path / "nowhere.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_run_config(tmp_path / "binary.toml")
+    with pytest.raises(ConfigError, match="cluster_key_file"):
+        load_peer_config(written(tmp_path, 'data_dir = "/data"'))
+
+
+def test_the_run_id_covers_every_rule_and_no_path() -> None:
+    base = RunConfig(founders=("a", "b"))
+    assert replace(base, data=DataConfig(source="/elsewhere")).run_id == base.run_id
+    changed: list[RunConfig] = [
+        replace(base, seed=2),
+        replace(base, founders=("a",)),
+        replace(base, data=DataConfig(digest="00")),
+        replace(base, outer=OuterConfig(lr=0.9000000000000001)),
+        replace(base, round=RoundConfig(steps=26)),
+        replace(base, model=PRESETS["small"]),
+    ]
+    assert len({config.run_id for config in [base, *changed]}) == len(changed) + 1
+
+
+def test_keys_are_flattened_with_dots() -> None:
+    flat: dict[str, Any] = flatten(RunConfig())
+    assert flat["model.hidden_size"] == 128
+    assert flat["seed"] == 1
+    assert all("." in key or not isinstance(value, dict) for key, value in flat.items())
+
+
+def test_a_mapping_that_is_not_from_a_file_is_checked_alike() -> None:
+    assert run_config({"seed": 5}, "here").seed == 5
+    with pytest.raises(ConfigError, match="here: unknown key"):
+        run_config({"Seed": 5}, "here")
