@@ -31,7 +31,8 @@ from barnraise.net.bulk import BulkLimits, open_bulk
 from barnraise.net.host import open_network
 from barnraise.net.seam import Network
 from barnraise.observe.events import EventLog
-from barnraise.peer.driver import Driver, Hello, Keyring
+from barnraise.peer.driver import Driver
+from barnraise.peer.keyring import Hello, Keyring
 from barnraise.swarm import records
 from barnraise.swarm.adopt import adopt
 from barnraise.swarm.member import Member
@@ -229,8 +230,10 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the run's configuration, TOML")
     arguments = parser.parse_args()
     events = EventLog(None, sys.stdout)
+    place = arguments.peer.parent
     try:
         config = load_peer_config(arguments.peer)
+        place = config.data_dir
         _log_to_stderr(config.log_level)
         run = load_run_config(arguments.run)
         with EventLog(config.data_dir / "metrics.jsonl", sys.stdout) as events:
@@ -239,8 +242,9 @@ def main() -> int:
         cause = next(_known_causes(error), None)
         if cause is None:
             raise
-        events.emit("error", message=str(cause), next="Mend it and start this peer again; the others go on.")
-        print(f"barnraise: {cause}", file=sys.stderr)
+        message = str(cause) if isinstance(cause, BarnraiseError) else f"{cause} (while working in {place})"
+        events.emit("error", message=message, next="Mend it and start this peer again; the others go on.")
+        print(f"barnraise: {message}", file=sys.stderr)
         return cause.exit_code if isinstance(cause, BarnraiseError) else 1
     return 0
 

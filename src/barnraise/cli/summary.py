@@ -1,6 +1,7 @@
 """What a run came to: the final figures beside what they must be measured against, as text and as JSON."""
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -38,6 +39,9 @@ class Outcome:
     report: Report
     directory: Path
     theta_path: Path
+    """float32[d], little-endian, as the peers hash it."""
+    checkpoint: Path
+    """The same as safetensors."""
     vertex: str
     peers: int
     finished: int
@@ -58,11 +62,13 @@ def measure(view: View, directory: RunDirectory, command: Sequence[str] = REPORT
     """
     ends = [row.finished for row in view.peers if row.finished is not None]
     theta = Path(ends[0].theta_path)
+    checkpoint = directory.path / f"checkpoint-{ends[0].vertex[:12]}.safetensors"
     steps = ends[0].rounds * directory.config.round.steps
     return Outcome(
-        report=_report(command, directory.run_file, theta),
+        report=_report(command, directory.run_file, theta, checkpoint),
         directory=directory.path,
         theta_path=theta,
+        checkpoint=checkpoint,
         vertex=ends[0].vertex,
         peers=len(view.peers),
         finished=len(ends),
@@ -101,6 +107,7 @@ def json_line(outcome: Outcome) -> str:
         "bytes_received_per_peer": outcome.bytes_received_per_peer,
         "ddp_bytes_per_peer": outcome.ddp_bytes_per_peer,
         "vertex": outcome.vertex,
+        "checkpoint": str(outcome.checkpoint),
         "theta_path": str(outcome.theta_path),
         "directory": str(outcome.directory),
         "peers": outcome.peers,
@@ -131,13 +138,15 @@ trained            {outcome.rounds} rounds, {count(outcome.tokens)} tokens in {o
 {outcome.finished} of {outcome.peers} peers saw the end
 sent per peer      {size(sent)}; averaging gradients at every step would have sent {size(ddp)}{ratio}
 checkpoint         {outcome.vertex}
-                   {outcome.theta_path}
+                   {outcome.checkpoint}
 run                {outcome.directory}"""
 
 
-def _report(command: Sequence[str], run_file: Path, theta: Path) -> Report:
-    """Have the trainer's side measure parameters, in a process of its own: this one loads no torch."""
-    command = [*command, "--config", str(run_file), "--theta", str(theta), "--json"]
+def _report(command: Sequence[str], run_file: Path, theta: Path, checkpoint: Path) -> Report:
+    """Have the trainer's side measure and save parameters, in a process of its own: this one loads no torch."""
+    threads = str(os.cpu_count() or 1)
+    options = ("--config", run_file, "--theta", theta, "--save", checkpoint, "--threads", threads, "--json")
+    command = [*command, *map(str, options)]
     where = f"The parameters are in {theta}. Measure them again: {' '.join(command)}"
     try:
         done = subprocess.run(

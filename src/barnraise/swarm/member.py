@@ -32,11 +32,11 @@ import msgspec
 
 from barnraise.collective import exchange
 from barnraise.consensus import voting
-from barnraise.consensus.seniority import explain, is_quorum
+from barnraise.consensus.seniority import is_quorum
 from barnraise.consensus.voting import BallotMessage, Decision, Persisted, Sign, Verify, Voting
 from barnraise.errors import LocalError, PeerError
 from barnraise.ids import PeerId
-from barnraise.swarm import effects, proposals, records
+from barnraise.swarm import effects, proposals, records, speech
 from barnraise.swarm import round as rounds
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.mailbox import MAX_RECENT, Mailbox
@@ -421,22 +421,15 @@ class Member:
 
     def _catch_up(self, now: float, donor: PeerId) -> list[Effect]:
         self._enter(Phase.BEHIND, now)
-        fields: dict[str, object] = {"round": self.state.round, "donor": donor, "reason": self._why_behind()}
+        fields: dict[str, object] = {
+            "round": self.state.round,
+            "donor": donor,
+            "reason": speech.why_behind(self.state, self.work),
+        }
         return [
             effects.Report(event="peer.catching_up", fields=fields),
             effects.CatchUp(donor=donor, height=self.state.height),
         ]
-
-    def _why_behind(self) -> str:
-        cut, work = self.state.cut, self.work
-        if cut is None:
-            return "others are several rounds ahead"
-        if missing := rounds.unknown_contributions(work, cut):
-            return f"the round was agreed without us, and we lack the commitments of {len(missing)} members"
-        if work.exchange and not work.exchange.is_complete:
-            owing = ", ".join(sorted(peer[-6:] for peer in work.exchange.owing))
-            return f"the round was agreed without us, and shards of {owing} have not come"
-        return "the round was agreed on other parameters than ours" if work.stepped else "our step is not done"
 
     def _move_to(self, state: State, now: float, *, keep_round: bool = False) -> None:
         same_round = keep_round and state.round == self.state.round
@@ -511,6 +504,7 @@ class Member:
         return Status(height=self.state.height, round=self.state.round, wants_in=wants_in)
 
     def _said(self) -> list[Message]:
+        """Return what we said last, for those that may have missed it."""
         if self.phase is Phase.OVER:
             return []
         said: list[Message] = list(self._voting.repeat())
@@ -519,15 +513,7 @@ class Member:
         return said
 
     def _ask_for_missing(self) -> list[Effect]:
-        """Ask for commitments that an agreed or proposed cut names and that we do not have."""
-        cut = self.state.cut
-        if cut is None and self._judging:
-            try:
-                proposed = records.decode_event.decode(self._judging[1])
-            except (msgspec.DecodeError, msgspec.ValidationError):
-                return []
-            cut = proposed if isinstance(proposed, Cut) else None
-        missing = rounds.unknown_contributions(self.work, cut) if cut else ()
+        missing = speech.missing_commitments(self.state, self.work, self._judging[1] if self._judging else b"")
         if not missing:
             return []
         want = Want(height=self.state.height, round=self.state.round, commitments=missing)
@@ -535,9 +521,7 @@ class Member:
 
     def _say_if_waiting(self) -> list[Effect]:
         """Report once when too few members are reachable, and once when that is over."""
-        present = {peer for peer in self.state.peers if peer == self.me or self.presence.is_up(peer)}
-        starting = self.presence.is_starting(self.state.peers)
-        reason = "" if starting or is_quorum(self.state.peers, present) else explain(self.state.peers, present)
+        reason = speech.why_waiting(self.state, self.me, self.presence)
         if reason == self._waiting_reason:
             return []
         self._waiting_reason = reason

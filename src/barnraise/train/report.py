@@ -16,7 +16,7 @@ from barnraise.config import RunConfig, load_run_config
 from barnraise.data.baselines import baselines
 from barnraise.data.corpus import load
 from barnraise.errors import BarnraiseError
-from barnraise.model.flat import flatten
+from barnraise.model.flat import flatten, save_parameters
 from barnraise.model.generate import generate
 from barnraise.model.gpt import GPT
 from barnraise.train import vectors
@@ -36,8 +36,12 @@ class Report:
     sample: str
 
 
-def report(config: RunConfig, theta: Path, *, prompt: str = "\n\n", sample_bytes: int = 300) -> Report:
+def report(
+    config: RunConfig, theta: Path, *, prompt: str = "\n\n", sample_bytes: int = 300, save: Path | None = None
+) -> Report:
     """Measure ``theta``, a file of float32[d], on the whole validation text and let it write ``sample_bytes`` bytes.
+
+    With ``save``, write the parameters there as safetensors, by name and shape.
 
     Raises:
         ConfigError: the data cannot be used.
@@ -48,6 +52,8 @@ def report(config: RunConfig, theta: Path, *, prompt: str = "\n\n", sample_bytes
     model = GPT(config.model, config.seed)
     flat = flatten(model)
     flat.load(vectors.read(theta, flat.values.numel()))
+    if save is not None:
+        save_parameters(flat, save)
     measured = evaluate(model, corpus.validation, length)
     counted = baselines(corpus.train, corpus.validation)
     text = generate(model, prompt.encode(), sample_bytes, context=length, seed=config.seed)
@@ -67,13 +73,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="barnraise.train.report", description="Measure a run's parameters.")
     parser.add_argument("--config", type=Path, required=True, help="the run's configuration, TOML")
     parser.add_argument("--theta", type=Path, required=True, help="flat float32 parameters")
+    parser.add_argument("--save", type=Path, help="write the parameters to this file, as safetensors")
     parser.add_argument("--prompt", default="\n\n", help="what the sample continues")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     try:
-        result = dataclasses.asdict(report(load_run_config(arguments.config), arguments.theta, prompt=arguments.prompt))
+        config = load_run_config(arguments.config)
+        found = report(config, arguments.theta, prompt=arguments.prompt, save=arguments.save)
+        result = dataclasses.asdict(found)
     except BarnraiseError as error:
         print(error, file=sys.stderr)
         return error.exit_code

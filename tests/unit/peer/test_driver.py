@@ -27,7 +27,8 @@ from barnraise.link.messages import Begin, Done, Initialise, Progress
 from barnraise.link.process import TrainerEvent, TrainerProcess
 from barnraise.net.memory import MemoryMedium, open_medium
 from barnraise.observe.events import EventLog
-from barnraise.peer.driver import Driver, Hello, Keyring, read_hello
+from barnraise.peer.driver import Driver
+from barnraise.peer.keyring import Hello, Keyring, read_hello
 from barnraise.swarm import records
 from barnraise.swarm.member import Member
 from barnraise.swarm.state import genesis

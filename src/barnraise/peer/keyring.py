@@ -1,0 +1,48 @@
+"""Who the others are: what a peer says of itself when it is admitted, and the keys that its votes are checked with."""
+
+import msgspec
+
+from barnraise.errors import PeerError
+from barnraise.identity import Identity, PublicIdentity
+from barnraise.ids import PeerId
+from barnraise.swarm import records
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a peer says of itself when it is admitted."""
+
+    version: int
+    identity: bytes
+    bulk_host: str
+    bulk_port: int
+
+
+def read_hello(peer: PeerId, data: bytes) -> tuple[PublicIdentity, str, int]:
+    """Return a peer's keys and the address of its bulk plane.
+
+    Raises:
+        PeerError: it is malformed, or the keys are not this peer's.
+    """
+    try:
+        hello = msgspec.msgpack.decode(data, type=Hello)
+        identity = PublicIdentity.decode(hello.identity)
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
+        raise PeerError(peer, f"introduced itself badly: {error}", data) from error
+    if identity.peer_id != peer or hello.version != records.VERSION or not 0 < hello.bulk_port < 65536:
+        raise PeerError(peer, f"introduced itself as {identity.peer_id}, version {hello.version}", data)
+    return identity, hello.bulk_host, hello.bulk_port
+
+
+class Keyring:
+    """The public keys of everybody met so far; enough to check the votes of members that are gone."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.known: dict[PeerId, PublicIdentity] = {identity.peer_id: identity.public}
+
+    def add(self, identity: PublicIdentity) -> None:
+        """Remember a peer's keys, which its id vouches for."""
+        self.known[identity.peer_id] = identity
+
+    def verify(self, peer: PeerId, context: str, message: bytes, signature: bytes) -> bool:
+        """Tell whether a known peer's signature holds."""
+        return peer in self.known and self.known[peer].verify(context, message, signature)

@@ -1,0 +1,44 @@
+"""What a member asks of the others when it lacks something, and what it tells its user, in plain words."""
+
+import msgspec
+
+from barnraise.consensus.seniority import explain, is_quorum
+from barnraise.ids import PeerId, short
+from barnraise.swarm import records
+from barnraise.swarm import round as rounds
+from barnraise.swarm.presence import Presence
+from barnraise.swarm.records import Cut
+from barnraise.swarm.round import Work
+from barnraise.swarm.state import State
+
+
+def missing_commitments(state: State, work: Work, proposed: bytes) -> tuple[str, ...]:
+    """Return the members whose commitments the agreed or the ``proposed`` cut names and we do not have."""
+    cut = state.cut
+    if cut is None and proposed:
+        try:
+            event = records.decode_event.decode(proposed)
+        except msgspec.DecodeError:
+            return ()
+        cut = event if isinstance(event, Cut) else None
+    return rounds.unknown_contributions(work, cut) if cut else ()
+
+
+def why_behind(state: State, work: Work) -> str:
+    """Say why the state has to be fetched from somebody else."""
+    if state.cut is None:
+        return "others are several rounds ahead"
+    if missing := rounds.unknown_contributions(work, state.cut):
+        return f"the round was agreed without us, and we lack the commitments of {len(missing)} members"
+    if work.exchange and not work.exchange.is_complete:
+        owing = ", ".join(sorted(short(peer) for peer in work.exchange.owing))
+        return f"the round was agreed without us, and shards of {owing} have not come"
+    return "the round was agreed on other parameters than ours" if work.stepped else "our step is not done"
+
+
+def why_waiting(state: State, me: PeerId, presence: Presence) -> str:
+    """Say why nothing can be agreed now; "": it can, or the run is only starting."""
+    present = {peer for peer in state.peers if peer == me or presence.is_up(peer)}
+    if presence.is_starting(state.peers) or is_quorum(state.peers, present):
+        return ""
+    return explain(state.peers, present)
