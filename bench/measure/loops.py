@@ -86,7 +86,8 @@ class Loop:
     def _command(self) -> tuple[str, ...]:
         threads = max(1, (os.cpu_count() or 1) // self._num_loops)  # as `barnraise train` shares the cores
         options = ("--config", str(self._directory / "run.toml"), "--device", "cpu", "--threads", str(threads))
-        return (sys.executable, "-P", "-m", "barnraise.train", *options)
+        # Linux shares cores among sessions before it shares them among processes, and each peer leads a session.
+        return ("setsid", sys.executable, "-P", "-m", "barnraise.train", *options)
 
 
 @contextlib.asynccontextmanager

@@ -32,21 +32,21 @@ calls.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from barnraise.consensus.seniority import is_quorum, leader
 from barnraise.ids import PeerId
-from barnraise.swarm.records import digest
+from barnraise.swarm.records import Count, digest
 
 MAX_VALUE_BYTES: Final = 32 * 1024
 """A proposal with its frame stays below the 64 KiB of a control message."""
 
 
 class _Ballot(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    height: int
-    view: int
+    height: Count
+    view: Count
 
 
 class Propose(_Ballot, frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ class Accept(_Ballot, frozen=True, kw_only=True):
 class Change(_Ballot, frozen=True, kw_only=True):
     """A member's promise to take part in no view before this one."""
 
-    accepted_view: int
+    accepted_view: Annotated[int, msgspec.Meta(ge=-1, le=1 << 40)]
     """-1: nothing accepted yet."""
     accepted: bytes
 

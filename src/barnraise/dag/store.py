@@ -110,7 +110,7 @@ class Store:
 
     def height(self) -> int:
         """Return the number of decisions in the log."""
-        found: tuple[int] = self._connection.execute("SELECT COUNT(*) FROM log").fetchone()
+        found: tuple[int] = self._connection.execute("SELECT IFNULL(MAX(height) + 1, 0) FROM log").fetchone()
         return found[0]
 
     def log(self, first: int = 0, limit: int = -1) -> list[Decision]:

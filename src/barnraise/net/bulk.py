@@ -280,7 +280,7 @@ class SealedBulk:
         try:
             with trio.fail_after(self._limits.handshake_timeout_s):
                 stream = await trio.open_tcp_stream(peer.host, peer.port)
-        except (OSError, trio.TooSlowError) as error:
+        except (OSError, UnicodeError, trio.TooSlowError) as error:
             raise Unavailable(f"peer {peer.id}: cannot be reached at {where} ({error or 'too slow'})") from error
         sock = socket.socket(fileno=stream.socket.detach())
         try:

@@ -32,6 +32,7 @@ from barnraise.identity import ClusterKey, Identity
 from barnraise.ids import PeerId
 from barnraise.net.certificate import certified_peer, make_certificate
 from barnraise.net.frames import KEY_BYTES, Opener, Sealer, Suite, agree_suite
+from barnraise.swarm.records import Decoder
 
 VERSION: Final = 1
 GROUP: Final = "X25519MLKEM768"
@@ -69,8 +70,8 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=3, forbid_unknow
     reason: str
 
 
-_offers: msgspec.msgpack.Decoder[Offer] = msgspec.msgpack.Decoder(Offer)
-_answers: msgspec.msgpack.Decoder[Accept | Refusal] = msgspec.msgpack.Decoder(Accept | Refusal)
+_offers: Decoder[Offer] = Decoder(msgspec.msgpack.Decoder(Offer))
+_answers: Decoder[Accept | Refusal] = Decoder(msgspec.msgpack.Decoder(Accept | Refusal))
 
 
 @dataclass(frozen=True, slots=True)

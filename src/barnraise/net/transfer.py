@@ -25,6 +25,7 @@ from barnraise.ids import PeerId
 from barnraise.net.channel import Channel
 from barnraise.net.frames import MAX_PAYLOAD_BYTES, Kind, cut
 from barnraise.net.seam import MAX_HEADER_BYTES, Arrived, Sink
+from barnraise.swarm.records import Decoder
 
 EAGER_BYTES: Final = 1024 * 1024
 ID_BYTES: Final = 16
@@ -78,8 +79,8 @@ class Refused(Unavailable):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_announcements: msgspec.msgpack.Decoder[Announcement] = msgspec.msgpack.Decoder(Announcement)
-_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_announcements: Decoder[Announcement] = Decoder(msgspec.msgpack.Decoder(Announcement))
+_replies: Decoder[Reply] = Decoder(msgspec.msgpack.Decoder(Reply))
 
 
 def send_stripe(channel: Channel, announcement: Announcement, parts: Sequence[memoryview]) -> None:

@@ -21,14 +21,16 @@ from barnraise.ids import PeerId
 from barnraise.net.seam import Bulk
 from barnraise.swarm.effects import Effect, Transfer
 from barnraise.swarm.member import Member
-from barnraise.swarm.records import Decoder
+from barnraise.swarm.records import Count, Decoder
 from barnraise.swarm.round import Work
 from barnraise.swarm.workspace import Workspace, as_bytes
 
 RETRY_S: Final = 0.05
-"""A receiver that has not reached our round yet refuses; it is asked again this soon."""
+"""A receiver that has not reached our round yet refuses; it is asked again this soon, and then ever less often, ..."""
+MAX_RETRY_S: Final = 1.0
+"""... down to once in this long."""
 MAX_LOG_BYTES: Final = 64 * 1024 * 1024
-"""Largest log that a donor may send: some ten thousand rounds of eight members' votes."""
+"""Largest log that a donor may send: some 1900 rounds of eight members' votes. A longer one needs pieces."""
 
 Post = Callable[[Callable[[float], list[Effect]]], None]
 """Hands an event to the member's machine, from any thread: ``post(lambda now: member.tick(now))``."""
@@ -38,9 +40,9 @@ class Header(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_
     """What a bulk transfer is."""
 
     kind: Literal["update", "aggregate", "state"]
-    round: int
-    attempt: int
-    shard: int
+    round: Count
+    attempt: Count
+    shard: Count
     """Of a state: the bytes of its log."""
 
 
@@ -59,8 +61,8 @@ class Parcel:
 class StateLog(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The log of a state transfer: decisions from a height on, and who voted for them."""
 
-    height: int
-    decisions: tuple[tuple[int, bytes, tuple[tuple[str, bytes], ...]], ...]
+    height: Count
+    decisions: tuple[tuple[Count, bytes, tuple[tuple[str, bytes], ...]], ...]
     voters: tuple[bytes, ...]
     """Public identities, encoded: also of members that have left since."""
 
@@ -187,14 +189,17 @@ class Courier:
         tensors = 2 * 4 * self._workspace.size
         if sender != self._expected or size != header.shard + tensors or not 0 < header.shard <= MAX_LOG_BYTES:
             return None
+        if self._incoming is not None and self._incoming[0] == sender:
+            return None  # one is coming already
         buffer = bytearray(size)
         self._incoming = sender, buffer
         return memoryview(buffer)
 
     def _state_arrived(self, sender: PeerId) -> None:
-        if self._incoming is None or self._incoming[0] != sender or sender != self._expected:
+        incoming = self._incoming  # once: the event loop may give the donor up at any moment
+        if incoming is None or incoming[0] != sender or sender != self._expected:
             return
-        buffer, size = self._incoming[1], self._workspace.size
+        buffer, size = incoming[1], self._workspace.size
         tensors = np.frombuffer(buffer, "<f4", count=2 * size)
         log = bytes(buffer[tensors.nbytes :])
         theta, momentum = tensors[:size].copy(), tensors[size:].copy()
@@ -236,6 +241,7 @@ class Courier:
         Giving up is no error: the machine sees what is missing, not what was sent.
         """
         with trio.move_on_after(deadline_s):
+            pause_s = RETRY_S
             while True:
                 try:
                     await bulk.send(parcel.to, parcel.header, [parcel.payload])
@@ -243,7 +249,8 @@ class Courier:
                 except Unavailable:
                     if not self._is_wanted(parcel):
                         return
-                    await trio.sleep(RETRY_S)
+                    await trio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, MAX_RETRY_S)
 
     def _is_wanted(self, parcel: Parcel) -> bool:
         """Tell whether a shard is still of use to its receiver.

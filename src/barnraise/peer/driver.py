@@ -42,6 +42,8 @@ from barnraise.swarm.workspace import Roots, Workspace, root_of
 
 TICK_S: Final = 0.25
 INBOX_EVENTS: Final = 1024
+SEND_PATIENCE_S: Final = 0.05
+"""How long a peer whose queue is full may hold up what we say to the others."""
 STATE_ANSWER_S: Final = 5.0
 """A donor that has not begun to send by then has nothing to send, or is gone."""
 STATE_DEADLINE_S: Final = 60.0
@@ -233,8 +235,8 @@ class Driver:
             await self._send(peer, data)
 
     async def _send(self, to: PeerId, data: bytes) -> None:
-        """Send, or not: whoever is gone is told again when it is back (`Member.peer_up`)."""
-        with contextlib.suppress(Unavailable):
+        """Send, or not: whoever is gone or takes nothing is told again later, and keeps nobody waiting meanwhile."""
+        with contextlib.suppress(Unavailable), trio.move_on_after(SEND_PATIENCE_S):
             await self._network.send(to, data)
 
     async def _train(self, effect: effects.Train) -> None:

@@ -1,5 +1,7 @@
 """Who the others are: what a peer says of itself when it is admitted, and the keys that its votes are checked with."""
 
+import ipaddress
+
 import msgspec
 
 from barnraise.errors import PeerError
@@ -26,6 +28,7 @@ def read_hello(peer: PeerId, data: bytes) -> tuple[PublicIdentity, str, int]:
     try:
         hello = msgspec.msgpack.decode(data, type=Hello)
         identity = PublicIdentity.decode(hello.identity)
+        ipaddress.ip_address(hello.bulk_host)  # a name would be looked up, and may be made to fail on purpose
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
         raise PeerError(peer, f"introduced itself badly: {error}", data) from error
     if identity.peer_id != peer or hello.version != records.VERSION or not 0 < hello.bulk_port < 65536:

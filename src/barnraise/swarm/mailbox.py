@@ -8,8 +8,8 @@ from barnraise.swarm.messages import Message
 
 MAX_EARLY = 32
 """Messages kept per sender for the next few heights, which faster members reach first."""
-MAX_RECENT = 8
-"""Decisions kept for members that are a few entries behind; who is further behind fetches the state."""
+MAX_RECENT = 32
+"""Decisions kept for members that are a few entries behind; who is rounds behind fetches the state."""
 
 
 class Mailbox:

@@ -39,7 +39,7 @@ from barnraise.ids import PeerId
 from barnraise.swarm import effects, proposals, records, speech
 from barnraise.swarm import round as rounds
 from barnraise.swarm.effects import Effect
-from barnraise.swarm.mailbox import MAX_RECENT, Mailbox
+from barnraise.swarm.mailbox import Mailbox
 from barnraise.swarm.messages import Commit, Message, StateWanted, Status, Want
 from barnraise.swarm.pace import Pace
 from barnraise.swarm.presence import Presence
@@ -48,6 +48,10 @@ from barnraise.swarm.round import Phase, Stepped, Trained
 from barnraise.swarm.state import State, apply, check_follows, follow
 
 HEARTBEAT_S = 1.0
+SHUN_S = 60.0
+"""A donor that did not deliver what it claimed to have is not asked again for this long."""
+MAX_BEHIND = 4
+"""Log entries that others may be ahead and still be followed entry by entry."""
 REPEAT_S = 2.0
 """What we said and nobody answered is said again this often."""
 
@@ -85,6 +89,9 @@ class Member:
         self._next_repeat = now + REPEAT_S
         self._waiting_reason = ""
         self._donors_asked = 0
+        self._asked_donor = me
+        self._shunned_until: dict[PeerId, float] = {}
+        self._has_begun = False
 
     # ---- events -----------------------------------------------------------------------------------------------
 
@@ -175,6 +182,9 @@ class Member:
 
     def catch_up_failed(self, now: float) -> list[Effect]:
         """The donor did not deliver; another is asked when the next message shows that we are behind."""
+        self._shunned_until[self._asked_donor] = now + SHUN_S
+        if not self._has_begun:
+            return self._begin_round(now)
         self._resume(now)
         self._pace.view_since = now
         return []
@@ -224,9 +234,9 @@ class Member:
     def _on_status(self, now: float, sender: PeerId, message: Status) -> list[Effect]:
         self.presence.note(sender, height=message.height, wants_in=message.wants_in)
         behind = message.height - self.state.height
-        if behind <= 0 or self._owed or self.phase is Phase.BEHIND:
+        if behind <= 0 or self._owed or self.phase is Phase.BEHIND or now < self._shunned_until.get(sender, now):
             return []
-        if behind > MAX_RECENT // 2:
+        if behind > MAX_BEHIND and message.round > self.state.round:
             return self._catch_up(now, sender)
         return [effects.Send(to=sender, message=Want(height=self.state.height, round=self.state.round, commitments=()))]
 
@@ -368,6 +378,7 @@ class Member:
             return self._conclude(now, decision)
         append = effects.Append(height=height, event=event, decision=decision)
         self._move_to(apply(self.state, event), now, keep_round=True)
+        self._pace.phase_since = now
         if isinstance(event, Cut):
             return [append, *self._start_exchange(now), *self._replay_early(now)]
         self._resume(now)
@@ -413,7 +424,8 @@ class Member:
     def _donor(self, now: float) -> PeerId:
         """Return whom to fetch the state from: those known to be ahead in turn, else a voter."""
         down = self.presence.down_among(self.state.peers, now)
-        ahead = [peer for peer in self.presence.ahead_of(self.state.height) if peer not in down]
+        shunned = {peer for peer, until in self._shunned_until.items() if now < until}
+        ahead = [peer for peer in self.presence.ahead_of(self.state.height) if peer not in down | shunned]
         voters = [PeerId(voter) for voter, _ in self._owed.votes] if self._owed else []
         candidates = ahead or [voter for voter in voters if voter != self.me] or list(self.state.peers)
         self._donors_asked += 1
@@ -421,6 +433,7 @@ class Member:
 
     def _catch_up(self, now: float, donor: PeerId) -> list[Effect]:
         self._enter(Phase.BEHIND, now)
+        self._asked_donor = donor
         fields: dict[str, object] = {
             "round": self.state.round,
             "donor": donor,
@@ -446,6 +459,7 @@ class Member:
         self._pace.next_entry(now)
 
     def _begin_round(self, now: float) -> list[Effect]:
+        self._has_begun = True
         if self.state.is_over:
             self._enter(Phase.OVER, now)
             return [effects.Finish()]

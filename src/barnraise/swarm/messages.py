@@ -5,7 +5,7 @@ import msgspec
 from barnraise.consensus.voting import Accept, BallotMessage, Change, Decided, Propose
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
-from barnraise.swarm.records import Decoder, Signed
+from barnraise.swarm.records import Count, Decoder, Signed
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -22,8 +22,8 @@ class Commit(_Message, frozen=True, kw_only=True):
 class Status(_Message, frozen=True, kw_only=True):
     """Once a second: I am here, and this far."""
 
-    height: int
-    round: int
+    height: Count
+    round: Count
     wants_in: bool
     """Not a member, has caught up, would like to be one."""
 
@@ -31,15 +31,15 @@ class Status(_Message, frozen=True, kw_only=True):
 class Want(_Message, frozen=True, kw_only=True):
     """Please repeat the decision at this height, or these members' commitments of this round."""
 
-    height: int
-    round: int
+    height: Count
+    round: Count
     commitments: tuple[str, ...]
 
 
 class StateWanted(_Message, frozen=True, kw_only=True):
     """Please send the log from this height on, and the newest vertex's tensors, over the bulk plane."""
 
-    height: int
+    height: Count
 
 
 Message = Commit | Status | Want | StateWanted | Propose | Accept | Change | Decided

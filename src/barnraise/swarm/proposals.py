@@ -51,10 +51,13 @@ def _cut(state: State, work: Work, presence: Presence, pace: Pace, now: float) -
 
 
 def _void(state: State, work: Work, presence: Presence, pace: Pace, now: float) -> Void | None:
-    """The exchange waits for somebody who is down, or for too long."""
-    if work.exchange is None or work.exchange.is_complete:
+    """The exchange, or a commitment that it needs, waits for somebody who is down, or for too long."""
+    if state.cut is None or (work.exchange and work.exchange.is_complete):
         return None
-    owing = work.exchange.owing
+    if work.exchange:
+        owing = work.exchange.owing
+    else:
+        owing = frozenset(PeerId(peer) for peer in rounds.unknown_contributions(work, state.cut))
     gone = owing if pace.exchange_is_overdue(now) else owing & presence.down_among(state.peers, now)
     return rounds.build_void(state, gone) if gone else None
 
@@ -67,6 +70,7 @@ def _membership_changes(state: State, presence: Presence, now: float) -> tuple[t
     left = tuple(
         member.peer
         for member in state.members
-        if member.peer not in contributed and (member.peer in down or member.missed + 1 >= patience)
+        if member.peer not in contributed
+        and (member.peer in down or (member.counts_from <= state.round and member.missed + 1 >= patience))
     )
     return presence.newcomers(state.peers, state.height, now), left

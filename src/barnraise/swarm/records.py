@@ -5,7 +5,7 @@ in flight together, streamed fragments, robust rules and replay need no new form
 micro-nats.
 """
 
-from typing import Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
 import blake3
 import msgspec
@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 VERSION: Final = 1
 MICRO: Final = 1_000_000
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+"""A height, a round, a view, a place: what a peer may say without overflowing what is added to it or stored."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):

@@ -205,7 +205,8 @@ def unknown_contributions(work: Work, cut: Cut) -> tuple[str, ...]:
     return tuple(
         entry.member
         for entry in cut.contributions
-        if (promise := work.promises.get(PeerId(entry.member))) is None or promise.digest != entry.commitment
+        if (promise := work.promises.get(PeerId(entry.member))) is None
+        or (promise.digest, promise.commitment.samples) != (entry.commitment, entry.samples)
     )
 
 

@@ -51,12 +51,20 @@ def serve(trainer: "Trainer", session: Session) -> None:
     """Answer the peer until it says `Stop` or goes away."""
     try:
         session.send(trainer.hello())
-        while not isinstance(message := session.receive(), Stop):
+        while not isinstance(message := newest(session), Stop):
             answer = trainer.answer(message, session)
             if answer is not None:
                 session.send(answer)
     except PeerGone:
         log.info("trainer.peer_gone")
+
+
+def newest(session: Session) -> Begin | Initialise | Stop:
+    """Wait for work and take the newest: what a stopped trainer finds waiting is over, its parameters may be gone."""
+    message = session.receive()
+    while session.has_mail and not isinstance(message, Stop):
+        message = session.receive()
+    return message
 
 
 class Trainer:
