@@ -208,6 +208,21 @@ def test_dialer_checks_the_listeners_proof() -> None:
     assert not dialer.agreed
 
 
+def test_text_that_is_not_utf8_is_refused_like_any_other_nonsense() -> None:
+    """msgspec raises `UnicodeDecodeError` for it, which is none of its own errors."""
+    honest, suite = msgspec.msgpack.encode(Offer(VERSION, AES, bytes(32))), AES.value.encode()
+    assert suite in honest
+    broken = honest.replace(suite, b"\xff" * len(suite))
+
+    class Mumbler(Dialer):
+        def _on_secured(self) -> None:
+            self._tls.send(broken)
+
+    listener = Listener(credentials(BOB), everyone)
+    assert "malformed" in texts(converse(Mumbler(credentials(ALICE), BOB.peer_id), listener))
+    assert not listener.agreed
+
+
 def test_proof_of_one_channel_is_worth_nothing_on_another() -> None:
     proofs: list[bytes] = []
 

@@ -223,6 +223,7 @@ def test_an_introduction_tells_keys_and_address() -> None:
         pytest.param(hello_of(port=0), id="port zero"),
         pytest.param(hello_of(port=65536), id="a port too high"),
         pytest.param(hello_of(host=b"\xff"), id="a host that is no text"),
+        pytest.param(hello_of(host="a..b"), id="a host to be looked up"),
         pytest.param(hello_of(more=1), id="a field too many"),
     ],
 )
