@@ -31,6 +31,8 @@ from barnraise.swarm.workspace import root_of
 PATIENCE_S: Final = 140.0
 """For all that a test does with its peers. An idle machine needs 10 s; one that runs four other things takes its time."""
 TINY_TRAINER: Final = Path(__file__).with_name("tiny_trainer.py")
+SIZE: Final = 1000
+"""Parameters of the tiny trainer's model."""
 ROUND: Final = RoundConfig(
     rounds=10_000, steps=2, max_missed=3, grace_min_s=1.0, exchange_timeout_s=3.0, agree_timeout_s=1.0
 )
@@ -223,7 +225,7 @@ async def raised(
     directory = rundir.create(config, num_peers, path / "run", datetime(2026, 1, 2))
     async with trio.open_nursery() as nursery:
         swarm = Swarm(directory, nursery)
-        swarm.trainer = ("--round-s", str(round_s))
+        swarm.trainer = ("--size", str(SIZE), "--round-s", str(round_s))
         swarm.peer_timeout_s = peer_timeout_s
         try:
             with trio.fail_after(PATIENCE_S):

@@ -124,7 +124,7 @@ def main() -> None:
     """Train for the peer at the socket."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=1000)
+    parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--round-s", type=float, default=0.1)
     parser.add_argument("--broken", default="")
     arguments = parser.parse_args()
