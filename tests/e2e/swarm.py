@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -37,6 +39,7 @@ ROUND: Final = RoundConfig(
     rounds=10_000, steps=2, max_missed=3, grace_min_s=1.0, exchange_timeout_s=3.0, agree_timeout_s=1.0
 )
 """Longer than any test; who wants to see the end sets ``rounds``."""
+ANY_PORT: Final = "/ip4/127.0.0.1/tcp/0"
 Record = dict[str, Any]
 
 
@@ -56,13 +59,14 @@ class Peer:
         self._told = trio.Condition()
         self._ended = trio.Event()
 
-    async def start(self, *, fault: str = "", prefix: Sequence[str] = ()) -> None:
-        """Start its process, and wait until it listens; ``prefix`` is a command that starts the command after it."""
-        others = [peer.address for peer in self._swarm.peers if peer.process is not None and peer is not self]
+    async def start(self, *, fault: str = "", prefix: Sequence[str] = (), listen: str = ANY_PORT) -> None:
+        """Start its process; ``prefix`` is a command that starts the command after it."""
+        others = [peer.address for peer in self._swarm.peers if peer is not self]
         options = (*self._swarm.trainer, *self.trainer)
         settings = dataclasses.replace(
             self._swarm.directory.peer_config(self.index),
-            bootstrap=tuple(filter(None, others)),
+            listen=listen,
+            bootstrap=tuple(filter(None, [*others, self._swarm.door])),
             trainer=(sys.executable, "-P", str(TINY_TRAINER), *options),
             peer_timeout_s=self._swarm.peer_timeout_s,
         )
@@ -182,19 +186,21 @@ class Swarm:
         self.trainer: tuple[str, ...] = ()
         """Options of everybody's tiny trainer."""
         self.peer_timeout_s = 30.0
+        self.door = ""
+        """Address that everybody is told to find the others through."""
         self.waits_for = ""
         """What the test waits for, in words."""
         self.peers = [Peer(self, index) for index in range(len(directory.peers))]
         """By seniority."""
 
     async def start(self, *, faults: dict[int, str] | None = None, only: Iterable[int] | None = None) -> None:
-        """Start all, or only some: the first, and the others once it listens."""
-        indices = list(range(len(self.peers)) if only is None else only)
-        for place, index in enumerate(indices):
-            await self.peers[index].start(fault=(faults or {}).get(index, ""))
-            if place == 0:
-                since = len(self.peers[index].events)
-                await self.peers[index].until("peer.started", since)
+        """Start all at once, or only some; they meet at the first one's door."""
+        first, *others = (self.peers[index] for index in (range(len(self.peers)) if only is None else only))
+        listen = f"/ip4/127.0.0.1/tcp/{free_port()}"
+        self.door = f"{listen}/p2p/{first.id}"
+        await first.start(fault=(faults or {}).get(first.index, ""), listen=listen)
+        for peer in others:
+            await peer.start(fault=(faults or {}).get(peer.index, ""))
 
     def tell(self) -> None:
         """Print how far everybody is, for whoever reads of a failure."""
@@ -214,6 +220,15 @@ class Swarm:
             await peer.process.stdin.aclose()
         codes = [await peer.end() for peer in running]
         assert codes == [0] * len(codes), [peer.words for peer in running]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, of those that the system gives to nobody by itself."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.asynccontextmanager

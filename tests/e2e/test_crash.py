@@ -21,9 +21,9 @@ POINTS = (
     "after.Transfer",
     "after.Step",
     "Saved",
-    "after.Commit",
 )
-"""In the order of a round. ``Saved`` lies within Commit, between the tensors' files and the log entry."""
+"""In the order of a round. ``Saved`` lies within Commit, between the tensors' files and the log entry; Train is the
+first effect after Commit."""
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -90,7 +90,7 @@ async def hostile(
             key,
             run=run or swarm.directory.config.run_id,
             hello=hello,
-            bootstrap=[swarm.peers[0].address],
+            bootstrap=[swarm.door],
         ) as network:
             yield Hostile(identity, network, bulk)
 

@@ -70,7 +70,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     """
     from cyclopts import App, CycloptsError
 
-    app = App(name="barnraise", version=__version__)
+    app = App(name="barnraise", version=__version__, suppress_keyboard_interrupt=False)
     for verb in VERBS:
         app.command(f"barnraise.cli.{verb}:{verb}", name=verb)
     try:
