@@ -1,7 +1,6 @@
 """What a run came to: the final figures beside what they must be measured against, as text and as JSON."""
 
 import math
-import os
 import subprocess
 import sys
 import time
@@ -144,8 +143,8 @@ run                {outcome.directory}"""
 
 def _report(command: Sequence[str], run_file: Path, theta: Path, checkpoint: Path) -> Report:
     """Have the trainer's side measure and save parameters, in a process of its own: this one loads no torch."""
-    threads = str(os.cpu_count() or 1)
-    options = ("--config", run_file, "--theta", theta, "--save", checkpoint, "--threads", threads, "--json")
+    # One thread: on a busy machine two of them wait for each other, several times longer than one needs alone.
+    options = ("--config", run_file, "--theta", theta, "--save", checkpoint, "--threads", "1", "--json")
     command = [*command, *map(str, options)]
     where = f"The parameters are in {theta}. Measure them again: {' '.join(command)}"
     try:
