@@ -86,7 +86,7 @@ class OuterConfig:
 class RoundConfig:
     """How long a round is and when it goes on without somebody."""
 
-    rounds: int = 14
+    rounds: int = 12
     steps: int = 25
     """Inner steps per round (DiLoCo's H)."""
     grid_exponent: int = 16
