@@ -178,7 +178,10 @@ class Member:
             self._resume(now)
             return self._advance(now)
         self._move_to(state, now)
-        return self._begin_round(now) + self._advance(now)
+        found = self._begin_round(now) + self._ask_for_missing()
+        # Said at once: the members let us in while we are this far, and the next heartbeat may come rounds later.
+        found.append(effects.Broadcast(message=self._status()))
+        return found + self._advance(now)
 
     def catch_up_failed(self, now: float) -> list[Effect]:
         """The donor did not deliver; another is asked when the next message shows that we are behind."""
@@ -380,7 +383,7 @@ class Member:
         self._move_to(apply(self.state, event), now, keep_round=True)
         self._pace.phase_since = now
         if isinstance(event, Cut):
-            return [append, *self._start_exchange(now), *self._replay_early(now)]
+            return [append, *self._start_exchange(now), *self._ask_for_missing(), *self._replay_early(now)]
         self._resume(now)
         fields: dict[str, object] = {"round": event.round, "attempt": event.attempt, "without": list(event.without)}
         return [append, effects.Report(event="round.void", fields=fields), *self._replay_early(now)]
