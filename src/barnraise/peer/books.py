@@ -1,7 +1,11 @@
 """Where one round's time and bytes went, as this peer saw it."""
 
+import math
 import time
 from dataclasses import dataclass, field
+
+from barnraise.swarm.effects import Commit
+from barnraise.swarm.records import MICRO
 
 
 def _now() -> float:
@@ -56,4 +60,23 @@ class RoundBooks:
             "apply_s": round(stepped - exchanged + self.apply_s, 4),
             "agree_s": round(max(0.0, end - stepped - self.apply_s), 4),
             "took_s": round(end - self.began, 4),
+        }
+
+    def committed(self, effect: Commit, sent: int, received: int) -> dict[str, object]:
+        """Return the fields of the round's ``round.committed``; ``sent`` and ``received`` are bytes so far."""
+        event, metrics = effect.event, effect.event.metrics
+        is_measured = metrics.validation_loss >= 0
+        return {
+            "round": event.round,
+            "vertex": event.vertex.hex(),
+            "theta": event.theta_root.hex(),
+            "members": list(effect.state.peers),
+            "contributors": [member for member, _ in effect.vertex.contributors],
+            "missed": [member.peer for member in effect.state.members if member.missed] + list(event.left),
+            "train_loss": metrics.train_loss / MICRO,
+            "val_bits_per_byte": metrics.validation_loss / MICRO / math.log(2) if is_measured else None,
+            "tokens": metrics.tokens,
+            "bytes_sent": sent - self.sent,
+            "bytes_received": received - self.received,
+            **self.figures(),
         }

@@ -7,7 +7,6 @@ transfers, arithmetic) runs beside it and posts an event when it is done. Arithm
 
 import contextlib
 import functools
-import math
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -472,26 +471,9 @@ class Driver:
         return str(found[-1]) if found else ""
 
     def _report_committed(self, effect: effects.Commit) -> None:
-        event = effect.event
-        contributors = [member for member, _ in effect.vertex.contributors]
-        metrics = event.metrics
-        measured = metrics.validation_loss >= 0
-        self._events.emit(
-            "round.committed",
-            round=event.round,
-            vertex=event.vertex.hex(),
-            theta=event.theta_root.hex(),
-            members=list(effect.state.peers),
-            contributors=contributors,
-            missed=[member.peer for member in effect.state.members if member.missed] + list(event.left),
-            train_loss=metrics.train_loss / MICRO,
-            val_bits_per_byte=metrics.validation_loss / MICRO / math.log(2) if measured else None,
-            tokens=metrics.tokens,
-            bytes_sent=self._total_sent() - self._books.sent,
-            bytes_received=self._total_received() - self._books.received,
-            **self._books.figures(),
-        )
-        for peer in event.left:
+        fields = self._books.committed(effect, self._total_sent(), self._total_received())
+        self._events.emit("round.committed", **fields)
+        for peer in effect.event.left:
             self._events.emit("peer.left", other=peer, reason="it was gone when the round was agreed")
 
     def _total_sent(self) -> int:

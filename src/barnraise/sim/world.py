@@ -25,7 +25,7 @@ from barnraise.consensus.seniority import is_quorum
 from barnraise.consensus.voting import Decision, Persisted
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
-from barnraise.sim.faults import Crash, Cutoff, Fault, Pause
+from barnraise.sim.faults import Crash, Cutoff, Fault, Pause, draw
 from barnraise.swarm import effects, messages
 from barnraise.swarm.adopt import adopt
 from barnraise.swarm.effects import Effect
@@ -33,8 +33,8 @@ from barnraise.swarm.member import Member
 from barnraise.swarm.messages import Message, StateWanted
 from barnraise.swarm.round import Stepped, Trained
 from barnraise.swarm.slots import Segment
-from barnraise.swarm.state import State, genesis
-from barnraise.swarm.workspace import Workspace, as_bytes, root_of
+from barnraise.swarm.state import genesis
+from barnraise.swarm.workspace import Workspace, root_of
 
 SIZE = 200
 BLOCKS = ((0, 70), (70, 200))
@@ -457,8 +457,6 @@ class World:
 
 def simulate(seed: int, *, num_peers: int = 4, rounds: int = 4) -> World:
     """Run one world with faults drawn from the seed; raise `Broken` with the seed in its message."""
-    from barnraise.sim.faults import draw
-
     faults = draw(random.Random(seed), num_peers=num_peers, num_rounds=rounds, horizon_s=20.0 * rounds)
     world = World(seed=seed, num_peers=num_peers, rounds=rounds, faults=faults)
     try:
@@ -486,6 +484,3 @@ def _sign(peer: PeerId, context: str, message: bytes) -> bytes:
 
 def _verify(peer: PeerId, context: str, message: bytes, signature: bytes) -> bool:
     return signature == _sign(peer, context, message)
-
-
-__all__ = ["Broken", "State", "World", "as_bytes", "simulate"]
