@@ -47,8 +47,10 @@ def weighted_mean(updates: Sequence[Int16], weights: Sequence[int], out: Int16) 
         total_sum, term = sums[: stop - start], terms[: stop - start]
         total_sum.fill(0)
         for update, weight in zip(updates, reduced, strict=True):
-            np.multiply(update[start:stop], kind(weight), out=term)
-            np.add(total_sum, term, out=total_sum)
+            term[...] = update[start:stop]
+            if weight != 1:
+                term *= kind(weight)
+            total_sum += term
         np.true_divide(total_sum, kind(total), out=total_sum)
         np.rint(total_sum, out=total_sum)
         out[start:stop] = total_sum

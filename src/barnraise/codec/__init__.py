@@ -1,1 +1,1 @@
-"""How updates are encoded for the wire; pure."""
+"""How updates become integers, and integers bytes; pure."""

@@ -6,76 +6,73 @@ update (error feedback: Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.0
 between machines in its last bit as soon as sums are reordered; integers do not.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from barnraise.errors import LocalError
 
-CODEC = "grid16"
 LIMIT = 32767
 HEADROOM_BITS = 3
 """The next round's largest update may be 8 times this round's largest aggregate before it saturates."""
 MIN_EXPONENT, MAX_EXPONENT = -20, 40
-CHUNK = 1 << 16
-"""Elements worked on at once: the temporaries of a chunk stay in the L2 cache."""
 
 Float32 = npt.NDArray[np.float32]
 Int16 = npt.NDArray[np.int16]
+Bytes = npt.NDArray[np.uint8]
 Blocks = Sequence[tuple[int, int]]
 """``(start, stop)`` of each block; together they tile the vector."""
 
 
-def encode(update: Float32, blocks: Blocks, exponents: Sequence[int], encoded: Int16, residual: Float32) -> None:
+def encode(update: Float32, exponent: int, encoded: Int16, residual: Float32) -> None:
     """Round ``update + residual`` to the grid; leave the integers in ``encoded`` and the remainder in ``residual``.
 
+    Four passes: call it with what fits a cache.
+
     Args:
-        update: float32[d], finite; used as scratch and overwritten.
-        blocks: Where each block lies.
-        exponents: One integer per block.
-        encoded: int16[d], written.
-        residual: float32[d], read and then overwritten.
+        update: float32[n], finite, of one block; used as scratch and overwritten.
+        exponent: The block's.
+        encoded: int16[n], written.
+        residual: float32[n], read and then overwritten.
 
     Raises:
         LocalError: a value is not finite.
     """
-    for start, stop, exponent in chunks(blocks, exponents):
-        value = update[start:stop]
-        rest = residual[start:stop]
-        value += rest
-        if not np.isfinite(value).all():
-            raise LocalError(f"the update is not finite between elements {start} and {stop}; the round is not sent")
-        largest = np.float32(LIMIT * 2.0**-exponent)
-        np.clip(value, -largest, largest, out=rest)  # first: what is scaled up unclipped may overflow
-        np.multiply(rest, np.float32(2.0**exponent), out=rest)
-        np.rint(rest, out=rest)
-        encoded[start:stop] = rest
-        np.multiply(rest, np.float32(2.0**-exponent), out=rest)
-        np.subtract(value, rest, out=rest)
+    update += residual
+    if not np.isfinite(update).all():
+        raise LocalError("the update is not finite; the round is not sent")
+    largest = np.float32(LIMIT * 2.0**-exponent)
+    np.clip(update, -largest, largest, out=residual)  # first: what is scaled up unclipped may overflow
+    np.multiply(residual, np.float32(2.0**exponent), out=residual)
+    np.rint(residual, out=residual)
+    encoded[...] = residual
+    np.multiply(residual, np.float32(2.0**-exponent), out=residual)
+    np.subtract(update, residual, out=residual)
 
 
-def decode(encoded: Int16, blocks: Blocks, exponents: Sequence[int], out: Float32) -> None:
-    """Write the float32 values of grid integers to ``out``; exact, as powers of two are."""
-    for start, stop, exponent in chunks(blocks, exponents):
-        np.multiply(encoded[start:stop], np.float32(2.0**-exponent), out=out[start:stop], dtype=np.float32)
+def decode(encoded: Int16, exponent: int, out: Float32) -> None:
+    """Write the float32 values of a block's grid integers to ``out``; exact, as powers of two are."""
+    np.multiply(encoded, np.float32(2.0**-exponent), out=out, dtype=np.float32)
 
 
-def next_exponents(aggregate: Int16, blocks: Blocks, exponents: Sequence[int]) -> tuple[int, ...]:
-    """Return the grid of the next round, from the agreed aggregate alone, in integers."""
-    adapted = []
-    for (start, stop), exponent in zip(blocks, exponents, strict=True):
-        block = aggregate[start:stop]
-        peak = max(int(block.max()), -int(block.min())) if stop > start else 0
-        spare = 15 - HEADROOM_BITS - peak.bit_length() if peak else 2
-        adapted.append(min(MAX_EXPONENT, max(MIN_EXPONENT, exponent + spare)))
-    return tuple(adapted)
+def next_exponent(exponent: int, peak: int) -> int:
+    """Return a block's grid in the next round, from the largest magnitude in the agreed aggregate of this one."""
+    spare = 15 - HEADROOM_BITS - peak.bit_length() if peak else 2
+    return min(MAX_EXPONENT, max(MIN_EXPONENT, exponent + spare))
 
 
-def chunks(blocks: Blocks, exponents: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return ``(start, stop, exponent)`` of pieces of at most ``CHUNK`` elements, none of which crosses a block."""
-    return [
-        (start, min(start + CHUNK, stop), exponent)
-        for (first, stop), exponent in zip(blocks, exponents, strict=True)
-        for start in range(first, stop, CHUNK)
-    ]
+def peak_of(encoded: Int16) -> int:
+    """Return the largest magnitude, 0 if there is none."""
+    return max(int(encoded.max()), -int(encoded.min())) if len(encoded) else 0
+
+
+def segments(blocks: Blocks, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Yield ``(block, low, high)`` for the part of each block that lies within ``start .. stop``; empty ones are left out."""
+    for block in range(bisect_right(blocks, start, key=lambda bounds: bounds[1]), len(blocks)):
+        low, high = max(start, blocks[block][0]), min(stop, blocks[block][1])
+        if low >= stop:
+            return
+        if low < high:
+            yield block, low, high

@@ -1,1 +1,1 @@
-"""Outer optimisers: how an aggregate moves the agreed parameters; pure."""
+"""Strategies: how long members train apart, and how an aggregate moves the agreed parameters; pure."""

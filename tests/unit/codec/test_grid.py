@@ -1,5 +1,6 @@
 """The grid: what is sent and what is fed back add up, whatever the update."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from barnraise.codec.grid import (
-    CHUNK,
     LIMIT,
     MAX_EXPONENT,
     MIN_EXPONENT,
@@ -17,7 +17,9 @@ from barnraise.codec.grid import (
     Int16,
     decode,
     encode,
-    next_exponents,
+    next_exponent,
+    peak_of,
+    segments,
 )
 from barnraise.errors import LocalError
 
@@ -32,10 +34,9 @@ def vectors(size: int, largest: float) -> st.SearchStrategy[Float32]:
 
 def encoded(update: Float32, residual: Float32, exponent: int) -> tuple[Int16, Float32, Float32]:
     """Return the integers, the float32 values they stand for, and the new residual."""
-    blocks = ((0, len(update)),)
     integers, rest, values = np.empty(len(update), np.int16), residual.copy(), np.empty_like(update)
-    encode(update.copy(), blocks, (exponent,), integers, rest)
-    decode(integers, blocks, (exponent,), values)
+    encode(update.copy(), exponent, integers, rest)
+    decode(integers, exponent, values)
     return integers, values, rest
 
 
@@ -98,35 +99,46 @@ def test_error_feedback_loses_nothing_over_many_rounds() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [0, CHUNK, CHUNK + 4])
+@pytest.mark.parametrize("place", [0, 4, 8])
 def test_what_is_not_finite_is_refused_wherever_it_is(value: float, place: int) -> None:
-    update = np.zeros(CHUNK + 5, np.float32)
+    update = np.zeros(9, np.float32)
     update[place] = value
     with pytest.raises(LocalError, match="not finite"):
-        encode(update, ((0, len(update)),), (16,), np.empty(len(update), np.int16), np.zeros_like(update))
+        encode(update, 16, np.empty(9, np.int16), np.zeros_like(update))
 
 
-@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
-def test_chunks_change_nothing(size: int) -> None:
-    update = (np.random.default_rng(size).normal(0, 0.1, size)).astype(np.float32)
-    integers, values, rest = encoded(update, np.zeros(size, np.float32), 12)
-    assert np.array_equal(integers, np.rint(update * np.float32(4096)).astype(np.int16))
-    assert np.array_equal(values + rest, update)
+def test_nothing_is_encoded_too() -> None:
+    integers, values, rest = encoded(np.empty(0, np.float32), np.empty(0, np.float32), 16)
+    assert len(integers) == len(values) == len(rest) == peak_of(integers) == 0
 
 
-def test_each_block_has_its_own_grid_and_may_be_empty() -> None:
-    update, residual = np.full(5, 0.75, np.float32), np.zeros(5, np.float32)
-    blocks, exponents = ((0, 2), (2, 2), (2, 5)), (2, 9, 0)
-    integers, values = np.empty(5, np.int16), np.empty(5, np.float32)
-    encode(update, blocks, exponents, integers, residual)
-    decode(integers, blocks, exponents, values)
-    assert integers.tolist() == [3, 3, 1, 1, 1]
-    assert values.tolist() == [0.75, 0.75, 1.0, 1.0, 1.0]
-    assert residual.tolist() == [0.0, 0.0, -0.25, -0.25, -0.25]
+# ---- the blocks ----------------------------------------------------------------------------------------------------
+
+
+def test_segments_are_the_parts_of_the_blocks_without_the_empty_ones() -> None:
+    blocks = ((0, 2), (2, 2), (2, 5), (5, 5), (5, 9), (9, 9))
+    assert list(segments(blocks, 0, 9)) == [(0, 0, 2), (2, 2, 5), (4, 5, 9)]
+    assert list(segments(blocks, 1, 6)) == [(0, 1, 2), (2, 2, 5), (4, 5, 6)]
+    assert list(segments(blocks, 2, 5)) == [(2, 2, 5)]
+    assert list(segments(blocks, 3, 4)) == [(2, 3, 4)]
+    assert list(segments(blocks, 4, 4)) == list(segments((), 0, 0)) == []
+
+
+@given(data=st.data(), sizes=st.lists(st.integers(0, 5), min_size=1, max_size=8))
+def test_the_segments_of_pieces_that_tile_the_vector_are_the_blocks(data: st.DataObject, sizes: list[int]) -> None:
+    stops = np.cumsum(sizes).tolist()
+    blocks = list(zip([0, *stops], stops, strict=False))
+    cuts = sorted(data.draw(st.sets(st.integers(0, stops[-1]))) | {0, stops[-1]})
+    found = [part for first, last in itertools.pairwise(cuts) for part in segments(blocks, first, last)]
+    elements = [(block, element) for block, low, high in found for element in range(low, high)]
+    assert elements == [(block, element) for block, bounds in enumerate(blocks) for element in range(*bounds)]
+
+
+# ---- the next grid -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("peak", "expected"),
+    ("value", "expected"),
     [
         (0, 18),  # nothing moved: two bits finer
         (1, 27),
@@ -139,18 +151,16 @@ def test_each_block_has_its_own_grid_and_may_be_empty() -> None:
         (-32768, 12),
     ],
 )
-def test_the_next_grid_leaves_three_bits_of_room(peak: int, expected: int) -> None:
-    aggregate = np.array([0, peak, 0], np.int16)
-    assert next_exponents(aggregate, ((0, 3),), (16,)) == (expected,)
+def test_the_next_grid_leaves_three_bits_of_room(value: int, expected: int) -> None:
+    assert next_exponent(16, peak_of(np.array([0, value, 0], np.int16))) == expected
 
 
 def test_the_next_grid_stays_within_its_limits() -> None:
-    quiet, loud = np.zeros(1, np.int16), np.full(1, -32768, np.int16)
-    assert next_exponents(quiet, ((0, 1), (1, 1)), (MAX_EXPONENT, MAX_EXPONENT)) == (MAX_EXPONENT, MAX_EXPONENT)
-    assert next_exponents(loud, ((0, 1),), (MIN_EXPONENT,)) == (MIN_EXPONENT,)
+    assert next_exponent(MAX_EXPONENT, 0) == MAX_EXPONENT
+    assert next_exponent(MIN_EXPONENT, 32768) == MIN_EXPONENT
 
 
 @given(one=st.integers(1, 32767), other=st.integers(1, 32767), exponent=EXPONENTS)
 def test_a_larger_aggregate_never_gives_a_finer_grid(one: int, other: int, exponent: int) -> None:
-    grids = [next_exponents(np.array([peak], np.int16), ((0, 1),), (exponent,))[0] for peak in sorted((one, other))]
+    grids = [next_exponent(exponent, peak) for peak in sorted((one, other))]
     assert grids[0] >= grids[1]
