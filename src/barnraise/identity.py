@@ -36,6 +36,8 @@ PUBLIC_IDENTITY_BYTES: Final = 1 + ED25519_KEY_BYTES + ML_DSA_KEY_BYTES + SIGNAT
 MAX_CONTEXT_BYTES: Final = 255
 """ML-DSA's own limit (FIPS 204, algorithm 2)."""
 MAX_KEY_FILE_BYTES: Final = 4096
+MAX_PEER_ID_CHARS: Final = 52
+"""All peer ids of Ed25519 keys have so many."""
 
 BINDING_CONTEXT: Final = "barnraise 1 identity binding"
 LIBP2P_PUBLIC_KEY_PREFIX: Final = bytes.fromhex("08011220")
@@ -133,7 +135,7 @@ class Identity:
         """
         identity = cls.generate()
         body = f"{_IDENTITY_FILE_TITLE}\n{identity._ed25519_seed.hex()}\n{identity._ml_dsa_seed.hex()}\n"
-        _write_secret(path, f"{body}{_checksum(body.encode()).hex()}\n", "an identity")
+        write_secret(path, f"{body}{_checksum(body.encode()).hex()}\n", "an identity")
         return identity
 
     @classmethod
@@ -143,7 +145,7 @@ class Identity:
         Raises:
             ConfigError: the file is missing, damaged, of another format, or readable by other users.
         """
-        title, *lines = _read_secret(path, "an identity").split("\n")
+        title, *lines = read_secret(path, "an identity").split("\n")
         if title != _IDENTITY_FILE_TITLE:
             raise ConfigError(f"{path}: is not a key file of the format {_IDENTITY_FILE_TITLE!r}. Name another file.")
         try:
@@ -228,7 +230,7 @@ class ClusterKey:
             ConfigError: the file is missing, damaged, or readable by other users.
         """
         try:
-            return cls.from_text(_read_secret(path, "a cluster key"))
+            return cls.from_text(read_secret(path, "a cluster key"))
         except ValueError as error:
             raise ConfigError(f"{path}: {error}. Copy the file again from a peer of the cluster.") from None
 
@@ -257,9 +259,31 @@ class ClusterKey:
         data = self._secret + _checksum(self._secret)
         return _CLUSTER_KEY_PREFIX + base64.b32encode(data).decode().rstrip("=").lower()
 
+    @property
+    def secret(self) -> bytes:
+        """Return the 32 secret bytes, for an invitation: who has them is in the cluster."""
+        return self._secret
+
+    @classmethod
+    def keep(cls, secret: bytes, path: Path) -> Self:
+        """Return the key of 32 secret bytes after seeing that ``path`` holds it; it is written where no file is yet.
+
+        Raises:
+            ConfigError: the file holds another key, or cannot be read or written.
+        """
+        key = cls(secret)
+        if not path.exists():
+            key.save(path)
+        elif not hmac.compare_digest(cls.load(path)._secret, secret):
+            raise ConfigError(
+                f"{path}: holds the key of another cluster, which is never overwritten. Name another directory, or "
+                "move the file away."
+            )
+        return key
+
     def save(self, path: Path) -> None:
         """Write the key to a new file that only its owner can read; raises `ConfigError` where one exists."""
-        _write_secret(path, self.to_text() + "\n", "a cluster key")
+        write_secret(path, self.to_text() + "\n", "a cluster key")
 
     def derive(self, info: bytes, length: int = 32) -> bytes:
         """Return ``length`` bytes for the purpose that ``info`` names (HKDF-SHA256, RFC 5869)."""
@@ -295,6 +319,21 @@ def peer_id_of(ed25519: bytes) -> PeerId:
     return PeerId(_BASE58[0] * leading_zeros + digits)
 
 
+def ed25519_of(peer: PeerId) -> bytes:
+    """Return the 32-byte Ed25519 public key that a peer id is made of; undoes `peer_id_of`.
+
+    Raises:
+        ValueError: it is not the peer id of an Ed25519 key.
+    """
+    number = 0
+    for digit in peer[:MAX_PEER_ID_CHARS]:
+        number = 58 * number + _BASE58.index(digit)
+    key = (number & ((1 << 8 * ED25519_KEY_BYTES) - 1)).to_bytes(ED25519_KEY_BYTES, "big")
+    if peer_id_of(key) != peer:
+        raise ValueError(f"{peer[:MAX_PEER_ID_CHARS]!r} is not the peer id of an Ed25519 key")
+    return key
+
+
 def data_home(environment: Mapping[str, str] | None = None) -> Path:
     """Return where barnraise keeps its data by default: ``$XDG_DATA_HOME/barnraise``, or ``~/.local/share/barnraise``.
 
@@ -320,7 +359,17 @@ def _checksum(data: bytes) -> bytes:
     return hashlib.sha256(b"barnraise checksum" + data).digest()[:_CHECKSUM_BYTES]
 
 
-def _write_secret(path: Path, text: str, what: str) -> None:
+def write_secret(path: Path, text: str, what: str) -> None:
+    """Write ASCII text to a new file that only its owner can read, and see it to the disk.
+
+    Args:
+        path: the file; its directory is made.
+        text: what to write.
+        what: its name in an error, article included.
+
+    Raises:
+        ConfigError: the file exists already or cannot be written.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -348,7 +397,12 @@ def _write_and_sync(descriptor: int, path: Path, text: str, what: str) -> None:
         raise ConfigError(f"{path}: {what} could not be written ({error.strerror}). Free some space.") from error
 
 
-def _read_secret(path: Path, what: str) -> str:
+def read_secret(path: Path, what: str) -> str:
+    """Read a file of at most `MAX_KEY_FILE_BYTES` of ASCII text that only its owner can read.
+
+    Raises:
+        ConfigError: it is missing, readable by others, too large, or no text.
+    """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode

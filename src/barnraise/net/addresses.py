@@ -1,4 +1,4 @@
-"""Where peers listen: strict parsing of multiaddresses, and the message in which peers tell each other whom they know.
+"""Where peers listen: what an operator may ask for, strict parsing of multiaddresses, and telling whom one knows.
 
 Only what our own listener can be is understood: ``/ip4|ip6/<address>/tcp/<port>/p2p/<peer id>``; a user may also name
 a host by ``/dns4|dns6|dns/``. Whatever else libp2p can spell (relays, QUIC, paths of sockets) is refused, so that no
@@ -7,13 +7,14 @@ peer makes us open something that we did not think of.
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from barnraise.errors import PeerError
+from barnraise.errors import ConfigError, PeerError
 from barnraise.ids import PeerId
 
 MAX_PEERS_TOLD: Final = 96
@@ -69,6 +70,96 @@ def parse_address(text: str, *, names: bool = False) -> PeerAddress:
     elif not names or not _HOST_NAME.fullmatch(host):
         raise ValueError(f"{host!r} of {text!r} is not an IP address")
     return PeerAddress(peer=PeerId(peer), text=text)
+
+
+LAN: Final = "lan"
+"""What an operator says instead of this machine's own address on its network."""
+LOOPBACK: Final = "127.0.0.1"
+_ELSEWHERE: Final = ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1"))
+"""Addresses of documentation (RFC 5737, RFC 3849): nobody has them, and nothing is sent there."""
+
+
+def lan_address() -> str:
+    """Return the address of the interface by which this machine reaches others; no packet is sent to find out.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for family, elsewhere in _ELSEWHERE:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                # Connecting a UDP socket only asks the kernel for the route.
+                probe.connect((elsewhere, 9))
+            except OSError:
+                continue
+            address = ipaddress.ip_address(probe.getsockname()[0])
+        if not (address.is_loopback or address.is_unspecified or address.is_link_local):
+            return str(address)
+    raise ConfigError(
+        "this machine has no route to others, so there is no address to listen on for them. Connect it to a network, "
+        "or name one of its addresses: --listen 192.0.2.7"
+    )
+
+
+def listening(host: str, control_port: int, bulk_port: int) -> tuple[str, str]:
+    """Return what to listen on, as `PeerConfig.listen` (a multiaddress) and `PeerConfig.bulk_listen` (host:port).
+
+    Args:
+        host: an IPv4 or IPv6 address of this machine, ``localhost``, or ``lan`` for `lan_address`.
+        control_port: of the control plane; 0 picks a free one.
+        bulk_port: of the bulk plane; 0 picks a free one.
+
+    Raises:
+        ConfigError: the host is no such address, or means every interface; or a port is out of range.
+    """
+    address = _own_address(lan_address() if host == LAN else host, host)
+    for port in (control_port, bulk_port):
+        if not 0 <= port <= 65535:
+            raise ConfigError(f"port {port} is not between 0 and 65535; 0 picks a free one.")
+    bracketed = f"[{address}]" if address.version == 6 else str(address)
+    return f"/ip{address.version}/{address}/tcp/{control_port}", f"{bracketed}:{bulk_port}"
+
+
+def bulk_endpoint(bulk_listen: str, listen: str) -> tuple[str, int]:
+    """Read `PeerConfig.bulk_listen` (``192.0.2.7:4002``, ``[2001:db8::7]:4002``) into host and port.
+
+    Args:
+        bulk_listen: host and port.
+        listen: the control plane's multiaddress, which must be as reachable.
+
+    Raises:
+        ConfigError: it is malformed, means every interface, or only one of the two is on loopback.
+    """
+    host, _, port = bulk_listen.rpartition(":")
+    if not host or not port.isdecimal() or not port.isascii() or int(port) > 65535:
+        raise ConfigError(f"bulk_listen = {bulk_listen!r} is not HOST:PORT. Write 127.0.0.1:0 for any free port.")
+    address = _own_address(host.removeprefix("[").removesuffix("]"), bulk_listen)
+    control = re.match(r"/ip[46]/([^/]*)/", listen)
+    if control and _own_address(control[1], listen).is_loopback != address.is_loopback:
+        raise ConfigError(
+            f"listen = {listen!r} and bulk_listen = {bulk_listen!r}: one is for this machine alone and the other is "
+            "not, so nobody could use both. Name the same host in both."
+        )
+    return str(address), int(port)
+
+
+def _own_address(host: str, told: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the address to listen on; ``told`` is what the operator wrote."""
+    try:
+        address = ipaddress.ip_address(LOOPBACK if host == "localhost" else host)
+    except ValueError:
+        raise ConfigError(
+            f"{told!r}: {host!r} is not an IP address. Name one of this machine's, or say --listen lan for the one "
+            "that leads to other machines."
+        ) from None
+    if address.is_unspecified:
+        raise ConfigError(
+            f"{told!r} means every interface; others would be told to connect to {address}, which leads nowhere. Name "
+            "one address of this machine, or say --listen lan for the one that leads to other machines."
+        )
+    if address.is_multicast or getattr(address, "scope_id", None):
+        raise ConfigError(f"{told!r}: {address} is not an address that other machines can dial. Name another one.")
+    return address
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

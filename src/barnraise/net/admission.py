@@ -208,7 +208,7 @@ class Admission:
         message = self._parse(data)
         match message:
             case Refusal():
-                raise NotAdmitted(f"the other side said: {_printable(message.reason)}")
+                raise NotAdmitted(f"the other side said: {printable(message.reason)}")
             case Opening():
                 return self._on_opening(message)
             case Challenge():
@@ -313,6 +313,6 @@ class Admission:
         raise NotAdmitted(reason, _encode(Refusal(reason=reason[:MAX_REASON_CHARS])))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return a peer's words fit for a terminal and a log: no control characters, not too long."""
     return "".join(character if character.isprintable() else "?" for character in text[:MAX_REASON_CHARS])

@@ -31,6 +31,7 @@ Arguments = TypeVarTuple("Arguments")
 
 DIAL_PAUSES_S: Final = (0.1, 0.4)
 """Between attempts to connect; the other side may learn of us a moment later than we of it."""
+EVERY_INTERFACE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # to refuse them
 ACCEPT_PAUSE_S: Final = 0.1
 """After the system ran out of descriptors."""
 
@@ -343,6 +344,8 @@ class SealedBulk:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if host in EVERY_INTERFACE:
+        raise ConfigError(f"bulk_listen on {host} would be told to others as it is. Name one address of this machine.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)

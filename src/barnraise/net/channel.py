@@ -10,14 +10,11 @@ import socket
 import struct
 import threading
 import time
-from typing import Final
 
 from barnraise.errors import PeerError, Unavailable
 from barnraise.net.frames import HEADER_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, TAG_BYTES, Kind, read_header
 from barnraise.net.handshake import RECORD_HEADER_BYTES, Agreed, Handshake, record_length
-
-_KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
-"""Seconds, seconds, probes: a peer whose machine vanished while a channel was idle is noticed after two minutes."""
+from barnraise.net.keepalive import keep_alive
 
 
 class Meter:
@@ -217,7 +214,4 @@ def _prepare(sock: socket.socket, idle_timeout_s: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    keep_alive(sock)

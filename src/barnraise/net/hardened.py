@@ -17,9 +17,11 @@ All that touches py-libp2p's insides is in this file. What is changed, and why:
 * `quieten`: one module logs through the root logger, and thereby installs a handler on it.
 """
 
+import errno
+import ipaddress
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -28,7 +30,7 @@ import libp2p.network.swarm as swarm_module
 import libp2p.stream_muxer.yamux.yamux as yamux_module
 import structlog
 import trio
-from libp2p.abc import IMuxedConn, INetConn, INetStream, ISecureConn
+from libp2p.abc import IMuxedConn, INetConn, INetStream, IRawConnection, ISecureConn
 from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
 from libp2p.custom_types import StreamHandlerFn, TProtocol
@@ -46,6 +48,7 @@ from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer.exceptions import MultiselectError
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import Yamux
@@ -53,7 +56,6 @@ from libp2p.tools.anyio_service import background_trio_service
 from libp2p.transport.exceptions import MuxerUpgradeFailure
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
-from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # the package has no py.typed
 from multiaddr.exceptions import Error as MultiaddrError  # type: ignore[import-untyped]
 
@@ -62,6 +64,7 @@ from barnraise.ids import PeerId
 from barnraise.net.addresses import MAX_ADDRESSES_PER_PEER, PeerAddress
 from barnraise.net.admission import ADMISSION_DEADLINE_S
 from barnraise.net.claims import DIAL_DEADLINE_S
+from barnraise.net.keepalive import keep_alive
 
 CONTROL_PROTOCOL: Final = TProtocol("/barnraise/control/1")
 _YAMUX: Final = TProtocol(yamux_module.PROTOCOL_ID)
@@ -112,6 +115,9 @@ class ControlStream(trio.abc.HalfCloseableStream):
         self._muxer = connection.muxed_conn
         self.peer = PeerId(str(self._muxer.peer_id))
         """Who is at the other end, as Noise authenticated it."""
+        remote = self._muxer.secured_conn.get_remote_address()
+        self.remote = f"{remote[0]}:{remote[1]}" if remote else ""
+        """Host and port of the other end, for people to read."""
 
     @property
     def binding(self) -> bytes:
@@ -195,9 +201,18 @@ class _IdleConnector(AutoConnector):
         """Stay stopped: whom to dial, and when, is ours to say; the library's would wake up every 10 s."""
 
 
+class _TCP(TCP):
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        """Connect, and have the kernel notice when the other machine is gone."""
+        raw: Any = await super().dial(maddr)
+        keep_alive(raw.stream.stream.socket)
+        return raw  # type: ignore[no-any-return]
+
+
 class _Swarm(Swarm):
     async def _do_handle_inbound_connection(self, read_write_closer: Any, maddr: Multiaddr, failure_event: Any) -> None:
         try:
+            keep_alive(read_write_closer.stream.socket)
             muxer = await self.upgrade_inbound_raw_conn(RawConnection(read_write_closer, False), maddr)
             assert isinstance(muxer, _Yamux)
             with trio.move_on_after(STRANGER_DEADLINE_S):
@@ -222,22 +237,20 @@ class HardenedHost:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Return where we listen, ``/p2p/<peer id>`` included; wildcards are spelled out, loopback last."""
+        """Return where we listen, ``/p2p/<peer id>`` included."""
         suffix = f"/p2p/{self._swarm.get_peer_id()}"
-        listened = [address for listener in self._swarm.listeners.values() for address in listener.get_addrs()]
-        spelled = {str(concrete) for address in listened for concrete in expand_wildcard_address(address)}
-        ordered = sorted(spelled, key=lambda text: (text.startswith(("/ip4/127.", "/ip6/::1")), text))
-        return tuple(text + suffix for text in ordered)[:MAX_ADDRESSES_PER_PEER]
+        listened = [str(address) for listener in self._swarm.listeners.values() for address in listener.get_addrs()]
+        return tuple(text + suffix for text in listened)[:MAX_ADDRESSES_PER_PEER]
 
-    async def dial(self, address: PeerAddress) -> ControlStream:
-        """Connect to a peer and open a control stream to it.
+    async def dial(self, address: PeerAddress, deadline_s: float = DIAL_DEADLINE_S) -> ControlStream:
+        """Connect to a peer and open a control stream to it, within ``deadline_s`` seconds.
 
         Raises:
             Unavailable: nobody answers there, or not the peer that the address names.
         """
         stream: NetStream | None = None
         try:
-            with trio.fail_after(DIAL_DEADLINE_S):
+            with trio.fail_after(deadline_s):
                 peer = ID.from_string(address.peer)
                 connection = await self._swarm.dial_addr(Multiaddr(address.transport), peer)
                 assert isinstance(connection, SwarmConn)
@@ -248,10 +261,37 @@ class HardenedHost:
                 return ControlStream(stream)
         except trio.TooSlowError as error:
             await _hang_up(stream)
-            raise Unavailable(f"{address.text} did not answer within {DIAL_DEADLINE_S:g} s") from error
+            raise Unavailable(
+                f"no answer within {deadline_s:g} s: the machine is off, the address is wrong, or a firewall is between"
+            ) from error
         except (BaseLibp2pError, OSError, UnicodeDecodeError) as error:
             await _hang_up(stream)
-            raise Unavailable(f"{address.text} cannot be reached: {_words(error)}") from error
+            raise Unavailable(_why_unreachable(error)) from error
+
+
+def _why_unreachable(error: BaseException) -> str:
+    """Return in plain words why a dial failed; py-libp2p has it somewhere among the causes."""
+    for cause in _causes(error):
+        if isinstance(cause, PeerIDMismatchesPubkey):
+            return "another peer answers there, not the one that the address names"
+        if isinstance(cause, ConnectionRefusedError):
+            return "connection refused: nobody listens there now"
+        if isinstance(cause, OSError) and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            return "this machine has no way to that network"
+        if isinstance(cause, OSError) and cause.errno == errno.ETIMEDOUT:
+            return "no answer: the machine is off, the address is wrong, or a firewall is between"
+    return f"it cannot be reached: {_words(error)}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Return an error and whatever led to it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        if isinstance(cause, BaseExceptionGroup):
+            for part in cause.exceptions:
+                yield from _causes(part)
+        cause = cause.__cause__
 
 
 async def _hang_up(stream: NetStream | None) -> None:
@@ -279,7 +319,7 @@ def _guarded(handler: StreamHandlerFn) -> StreamHandlerFn:
     return guarded
 
 
-def _make_swarm(ed25519_seed: bytes) -> _Swarm:
+def _make_swarm(ed25519_seed: bytes, max_connections: int = MAX_CONNECTIONS) -> _Swarm:
     key_pair = ed25519_key_pair(ed25519_seed)
     peer = ID.from_pubkey(key_pair.public_key)
     peerstore = PeerStore()
@@ -287,17 +327,17 @@ def _make_swarm(ed25519_seed: bytes) -> _Swarm:
     noise = NoiseTransport(key_pair, noise_privkey=x25519_key_pair().private_key)
     upgrader = _Upgrader({NOISE: noise}, {_YAMUX: _Yamux}, negotiate_timeout=int(ADMISSION_DEADLINE_S))
     config = ConnectionConfig(
-        max_connections=MAX_CONNECTIONS,
-        high_watermark=MAX_CONNECTIONS,
+        max_connections=max_connections,
+        high_watermark=max_connections,
         min_connections=0,
         low_watermark=0,
-        max_connections_per_peer=MAX_CONNECTIONS,
+        max_connections_per_peer=max_connections,
         inbound_upgrade_timeout=ADMISSION_DEADLINE_S,
         outbound_upgrade_timeout=ADMISSION_DEADLINE_S,
         inbound_stream_protocol_negotiation_timeout=ADMISSION_DEADLINE_S,
         outbound_stream_protocol_negotiation_timeout=ADMISSION_DEADLINE_S,
     )
-    swarm = _Swarm(peer, peerstore, upgrader, [TCP()], RetryConfig(max_retries=0), config)
+    swarm = _Swarm(peer, peerstore, upgrader, [_TCP()], RetryConfig(max_retries=0), config)
     swarm.auto_connector = _IdleConnector(swarm)
     return swarm
 
@@ -315,13 +355,16 @@ async def _close(connection: INetConn) -> None:
 
 
 @asynccontextmanager
-async def open_host(ed25519_seed: bytes, listen: str, handler: Handler) -> AsyncIterator[HardenedHost]:
+async def open_host(
+    ed25519_seed: bytes, listen: str, handler: Handler, max_connections: int = MAX_CONNECTIONS
+) -> AsyncIterator[HardenedHost]:
     """Run a host for as long as the block lasts.
 
     Args:
         ed25519_seed: 32 bytes; the peer id is the multihash of their public key.
         listen: multiaddress to listen on, ``/ip4|ip6/<address>/tcp/<port>``.
         handler: called with each control stream that a peer opens to us; the connection ends when it returns.
+        max_connections: inbound and outbound together; more are cut off.
 
     Raises:
         ConfigError: ``listen`` is not such an address, or is taken.
@@ -329,7 +372,7 @@ async def open_host(ed25519_seed: bytes, listen: str, handler: Handler) -> Async
     quieten()
     swarm_module._HAPPY_EYEBALLS_DELAY = HAPPY_EYEBALLS_DELAY_S
     yamux_module.MAX_WINDOW_SIZE = WINDOW_BYTES
-    swarm = _make_swarm(ed25519_seed)
+    swarm = _make_swarm(ed25519_seed, max_connections)
 
     async def handle(stream: INetStream) -> None:
         control = ControlStream(stream)
@@ -349,6 +392,11 @@ async def open_host(ed25519_seed: bytes, listen: str, handler: Handler) -> Async
         raise ConfigError(f"listen address {listen!r} cannot be read: {error}; try /ip4/127.0.0.1/tcp/0") from error
     if [protocol.name for protocol in address.protocols()] not in (["ip4", "tcp"], ["ip6", "tcp"]):
         raise ConfigError(f"listen address {listen!r} is not of the form /ip4/<address>/tcp/<port>; port 0 picks one")
+    if ipaddress.ip_address(listen.split("/")[2]).is_unspecified:
+        raise ConfigError(
+            f"listen address {listen!r} means every interface; others would be told addresses that lead nowhere. Name "
+            "one address of this machine, or say --listen lan for the one that leads to other machines."
+        )
     async with background_trio_service(swarm):
         listening = await swarm.listen(address)
         try:

@@ -14,13 +14,17 @@ import trio
 
 from barnraise.errors import LocalError, PeerError, Unavailable
 from barnraise.ids import PeerId
+from barnraise.net.admission import printable
 from barnraise.net.seam import MAX_MESSAGE_BYTES, NetworkEvent, Received
 
 MESSAGE: Final = 0
 """Kind of a frame that carries a message of the node."""
 PEERS: Final = 1
 """Kind of a frame that tells whom a peer knows."""
+NOTICE: Final = 2
+"""Kind of a frame that warns the operator at the other end, in plain words."""
 PREFIX_BYTES: Final = 4
+MAX_NOTICE_BYTES: Final = 1024
 
 MAX_UNREAD_MESSAGES: Final = 256
 """Messages of one peer that wait for the application: at most 16 MiB."""
@@ -77,10 +81,16 @@ class Link:
         hello: what it said of itself.
         stream: the control stream, admission done.
         on_peers: called with the payload of each ``PEERS`` frame; may raise `PeerError`, which ends the link.
+        on_notice: called with the words of each ``NOTICE`` frame, made printable.
     """
 
     def __init__(
-        self, peer: PeerId, hello: bytes, stream: trio.abc.HalfCloseableStream, on_peers: Callable[[bytes], None]
+        self,
+        peer: PeerId,
+        hello: bytes,
+        stream: trio.abc.HalfCloseableStream,
+        on_peers: Callable[[bytes], None],
+        on_notice: Callable[[str], None] = lambda words: None,
     ) -> None:
         self.peer = peer
         self.hello = hello
@@ -88,6 +98,7 @@ class Link:
         """Set by the owner once the link's `PeerDown` is out, so that a successor may come up."""
         self._stream = stream
         self._on_peers = on_peers
+        self._on_notice = on_notice
         self._reason = ""
         self._scope = trio.CancelScope()
         self._outbox_in, self._outbox = trio.open_memory_channel[bytes](MAX_UNSENT_MESSAGES)
@@ -110,6 +121,10 @@ class Link:
     async def tell_peers(self, payload: bytes) -> None:
         """Queue a ``PEERS`` frame; raises `Unavailable` as `send` does."""
         await self._queue(bytes([PEERS]) + payload)
+
+    async def warn(self, words: str) -> None:
+        """Queue a ``NOTICE`` frame; raises `Unavailable` as `send` does."""
+        await self._queue(bytes([NOTICE]) + words.encode()[:MAX_NOTICE_BYTES])
 
     async def _queue(self, body: bytes) -> None:
         try:
@@ -178,7 +193,10 @@ class Link:
         if kind == PEERS:
             self._on_peers(payload)
             return
-        raise ValueError(f"frame of unknown kind {kind}")
+        if kind == NOTICE and len(payload) <= MAX_NOTICE_BYTES:
+            self._on_notice(printable(payload.decode("utf-8", "replace")))
+            return
+        raise ValueError(f"frame of unknown kind {kind}, or a notice of {len(payload)} bytes")
 
     async def _write(self) -> None:
         try:

@@ -43,7 +43,20 @@ class Received:
     message: bytes
 
 
-NetworkEvent = PeerUp | PeerDown | Received
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """Somebody knocked or was dialled, and one of the two did not want the other; or a peer warns us of something.
+
+    For the operator's eyes. Rationed, and dropped where the node is busy: strangers decide how often it happens."""
+
+    peer: PeerId
+    reason: str
+    """In plain words; what the other side said is quoted, made printable and cut."""
+    address: str = ""
+    """Where it came from, host and port, if that is known."""
+
+
+NetworkEvent = PeerUp | PeerDown | Received | Refused
 
 
 class Network(Protocol):

@@ -28,7 +28,10 @@ def read_hello(peer: PeerId, data: bytes) -> tuple[PublicIdentity, str, int]:
     try:
         hello = msgspec.msgpack.decode(data, type=Hello)
         identity = PublicIdentity.decode(hello.identity)
-        ipaddress.ip_address(hello.bulk_host)  # a name would be looked up, and may be made to fail on purpose
+        # A name would be looked up, and may be made to fail on purpose; what is no single machine's is dialled in vain.
+        host = ipaddress.ip_address(hello.bulk_host)
+        if host.is_unspecified or host.is_multicast:
+            raise ValueError(f"{host} is no address of one machine")
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
         raise PeerError(peer, f"introduced itself badly: {error}", data) from error
     if identity.peer_id != peer or hello.version != records.VERSION or not 0 < hello.bulk_port < 65536:

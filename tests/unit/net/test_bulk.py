@@ -368,3 +368,24 @@ async def test_sinks_own_error_ends_the_plane() -> None:
                 with pytest.raises(Unavailable):
                     await alice.bulk.send(STRANGER.peer_id, b"", [])
                 await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::"])  # noqa: S104
+async def test_every_interface_at_once_is_refused(host: str) -> None:
+    """It would be told to others as it is."""
+    with pytest.raises(ConfigError, match="Name one address"):
+        async with open_bulk(
+            IDENTITIES[0], Node(IDENTITIES[0]).key, sink=lambda *_: None, arrived=lambda *_: None, host=host
+        ):
+            raise AssertionError("listened")
+
+
+async def test_idle_connections_are_probed_on_both_sides() -> None:
+    async with pair() as (alice, bob):
+        await send(alice, bob, b"h", b"payload")
+        (ours,) = alice.bulk._peers[bob.peer_id].idle
+        (theirs,) = bob.bulk._peers[alice.peer_id].accepted
+        for channel in (ours, theirs):
+            assert channel._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert channel._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 5
+            assert channel._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3

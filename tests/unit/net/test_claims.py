@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from barnraise.ids import PeerId
-from barnraise.net.claims import DUPLICATE, STALE_CLAIM_S, Claims
+from barnraise.net import claims as claims_module
+from barnraise.net.claims import DUPLICATE, STALE_CLAIM_S, Claims, same_key
 
 ALICE, BOB = PeerId("alice"), PeerId("bob")
 ONE, TWO = b"1" * 16, b"2" * 16
@@ -57,3 +58,52 @@ def test_the_same_process_is_taken_again_once_it_must_have_lost_its_link() -> No
     claims.take(BOB, ONE, 100.0)
     assert claims.objection(BOB, ONE, 100.0 + STALE_CLAIM_S - 0.1) == DUPLICATE
     assert claims.objection(BOB, ONE, 100.0 + STALE_CLAIM_S) == ""
+
+
+def take(claims: Claims, instance: bytes, now: float = 0.0) -> bool:
+    """Let a process come; return whether it was taken."""
+    if claims.objection(BOB, instance, now):
+        return False
+    claims.take(BOB, instance, now)
+    return True
+
+
+@pytest.mark.parametrize("local", [ALICE, PeerId("carol")], ids=["arbiter", "not the arbiter"])
+@pytest.mark.parametrize("first", [ONE, TWO])
+def test_two_live_processes_of_one_peer_come_to_rest_with_the_same_one(local: PeerId, first: bytes) -> None:
+    claims = Claims(local)
+    coming = [first, TWO if first == ONE else ONE] * 4
+    stayed = []
+    for instance in coming:
+        take(claims, instance)
+        stayed.append(claims._held[BOB].instance)
+    assert stayed[:2] == coming[:2]
+    assert set(stayed[2:]) == {ONE}
+    assert claims.objection(BOB, TWO, 0.0) == same_key(BOB)
+    assert claims.objection(BOB, ONE, 0.0) != same_key(BOB)
+
+
+def test_a_process_that_restarts_again_and_again_is_always_taken() -> None:
+    claims = Claims(ALICE)
+    assert all(take(claims, bytes([number]) * 16) for number in range(20, 0, -1))
+    assert all(take(claims, bytes([number]) * 16) for number in range(21, 40))
+
+
+def test_who_stood_back_is_taken_once_the_other_is_gone() -> None:
+    claims = Claims(ALICE)
+    for instance in (ONE, TWO, ONE):
+        held = claims.take(BOB, instance, 0.0)
+    assert not take(claims, TWO)
+    claims.release(held)
+    assert take(claims, TWO)
+
+
+def test_the_processes_that_are_remembered_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims_module, "MAX_REMEMBERED_PEERS", 2)
+    claims = Claims(ALICE)
+    for number in range(5):
+        peer = PeerId(f"peer{number}")
+        for instance in range(10):
+            claims.take(peer, bytes([instance]) * 16, 0.0)
+    assert len(claims._replaced) == 2
+    assert all(len(replaced) <= claims_module.MAX_REPLACED for replaced in claims._replaced.values())

@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from barnraise.errors import ConfigError, LocalError
+from barnraise.errors import ConfigError, LocalError, Unavailable
 from barnraise.identity import ClusterKey, Identity
 from barnraise.ids import PeerId
 from barnraise.net import host as host_module
-from barnraise.net.addresses import encode_peers
+from barnraise.net import places as places_module
+from barnraise.net.addresses import encode_peers, parse_address
 from barnraise.net.host import Libp2pNetwork, open_network
-from barnraise.net.seam import NetworkEvent, PeerDown, PeerUp, Received
+from barnraise.net.seam import NetworkEvent, PeerDown, PeerUp, Received, Refused
 
 PATIENCE_S = 20
 KEY = ClusterKey(bytes(32))
@@ -63,8 +65,12 @@ async def test_who_has_another_key_or_run_is_refused_in_plain_words_on_both_side
         await until(lambda: alice.refusals and bob.refusals)
         assert words in alice.refusals[BOB.peer_id]
         assert words in bob.refusals[ALICE.peer_id]
-        assert nothing_happened(alice)
-        assert nothing_happened(bob)
+        for one, other in ((alice, BOB), (bob, ALICE)):
+            event = await next_event(one)
+            assert isinstance(event, Refused)
+            assert event.peer == other.peer_id
+            assert words in event.reason
+            assert event.address.startswith("127.0.0.1:")
 
 
 @pytest.mark.parametrize("side", ["listener", "dialler"])
@@ -76,6 +82,9 @@ async def test_who_is_not_authorised_is_refused_with_the_right_key(side: str) ->
         if side == "listener":
             await until(lambda: bob.refusals)
             assert "does not authorise" in bob.refusals[ALICE.peer_id]
+            event = await next_event(alice)
+            assert isinstance(event, Refused)
+            assert event.peer == BOB.peer_id
         assert nothing_happened(alice)
         authorised |= {ALICE.peer_id, BOB.peer_id}
         assert isinstance(await next_event(alice), PeerUp)
@@ -139,7 +148,6 @@ async def test_what_was_sent_last_arrives_before_a_peer_leaves() -> None:
         assert isinstance(await next_event(alice), PeerDown)
 
 
-EVERYWHERE = "/ip4/0.0.0.0/tcp/0"
 DOOMED = """
 import sys, trio
 from barnraise.identity import ClusterKey, Identity
@@ -208,12 +216,196 @@ async def test_a_bootstrap_address_without_a_peer_id_is_the_users_error() -> Non
 
 
 async def test_its_addresses_are_dialable_and_its_own() -> None:
-    async with network(ALICE) as loopback, network(BOB, listen=EVERYWHERE) as anywhere:
+    async with network(ALICE) as loopback:
         assert len(loopback.addresses) == 1
         assert loopback.addresses[0].startswith("/ip4/127.0.0.1/tcp/")
         assert loopback.addresses[0].endswith(f"/p2p/{ALICE.peer_id}")
-        assert anywhere.addresses
-        assert not any("/0.0.0.0/" in address for address in anywhere.addresses)
+
+
+@pytest.mark.parametrize("listen", ["/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0", "/ip6/0:0:0:0:0:0:0:0/tcp/0"])
+async def test_every_interface_at_once_is_refused_with_the_alternative(listen: str) -> None:
+    with pytest.raises(ConfigError, match="say --listen lan"):
+        async with network(ALICE, listen=listen):
+            raise AssertionError("listened")
+
+
+@pytest.mark.parametrize("options", [{"max_peers": 0}, {"connection_timeout_s": 0.0}, {"connection_timeout_s": 1e9}])
+async def test_a_limit_out_of_range_is_the_users_error(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        async with network(ALICE, **options):
+            raise AssertionError("opened")
+
+
+async def test_who_comes_when_all_seats_are_taken_is_refused_and_let_in_when_one_is_free() -> None:
+    async with network(ALICE, max_peers=1) as alice, network(CAROL) as carol:
+        async with network(BOB, bootstrap=alice.addresses) as bob:
+            assert isinstance(await next_event(alice), PeerUp)
+            carol.meet([parse_address(alice.addresses[0])])
+            refused = await next_event(carol)
+            assert isinstance(refused, Refused)
+            assert "has all the 1 peers" in refused.reason
+            assert list(bob._links) == [ALICE.peer_id]
+        while not isinstance(event := await next_event(alice), PeerUp):
+            pass
+        assert event.peer == CAROL.peer_id
+
+
+async def test_of_several_that_come_for_the_last_seat_at_once_one_gets_it() -> None:
+    async with network(DAVE, max_peers=1) as dave, AsyncExitStack() as stack:
+        for identity in (ALICE, BOB, CAROL):
+            await stack.enter_async_context(network(identity, bootstrap=dave.addresses))
+        await until(lambda: len(dave.refusals) == 2)
+        assert len(dave._links) == 1
+
+
+async def test_a_full_peer_dials_nobody() -> None:
+    async with network(ALICE) as alice, network(BOB) as bob, network(CAROL, max_peers=1) as carol:
+        carol.meet([parse_address(alice.addresses[0])])
+        assert isinstance(await next_event(carol), PeerUp)
+        carol.meet([parse_address(bob.addresses[0])])
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        assert nothing_happened(bob)
+        assert not carol._refusals.attempts(BOB.peer_id)
+
+
+SILENT = "/ip4/127.0.0.1/tcp/{}/p2p/" + BOB.peer_id
+
+
+async def test_nobody_there_is_told_in_plain_words_for_each_address_after_so_many_attempts() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    silent = SILENT.format(listeners[0].socket.getsockname()[1])
+    refusing = f"/ip4/127.0.0.1/tcp/1/p2p/{CAROL.peer_id}"
+    async with listeners[0], network(DAVE) as dave:
+        wrong = dave.addresses[0].replace(DAVE.peer_id, Identity(b"e" * 32, bytes(32)).peer_id)
+        async with network(ALICE, bootstrap=[silent, refusing, wrong], connection_timeout_s=0.2) as alice:
+            with trio.fail_after(PATIENCE_S), pytest.raises(Unavailable) as caught:
+                await alice.find_anybody(2)
+    words = str(caught.value)
+    assert f"{silent}: no answer within 0.2 s" in words
+    assert f"{refusing}: connection refused" in words
+    assert "another peer answers there" in words
+    assert "(tried 2 times)" in words
+    assert "--listen lan" in words
+
+
+async def test_nobody_who_has_the_same_key_or_run_is_told_as_such() -> None:
+    async with network(ALICE) as alice:
+        async with network(BOB, key=ClusterKey(b"x" * 32), bootstrap=alice.addresses) as bob:
+            with (
+                trio.fail_after(PATIENCE_S),
+                pytest.raises(Unavailable, match=r"different cluster keys.*new invitation"),
+            ):
+                await bob.find_anybody(1)
+        async with network(CAROL, run=b"other", bootstrap=alice.addresses) as carol:
+            with trio.fail_after(PATIENCE_S), pytest.raises(Unavailable, match=r"is in run.*new invitation"):
+                await carol.find_anybody(1)
+
+
+async def test_with_no_address_at_all_the_search_ends_as_well() -> None:
+    async with network(ALICE, connection_timeout_s=0.1) as alice:
+        with trio.fail_after(PATIENCE_S), pytest.raises(Unavailable, match="no address of one is known"):
+            await alice.find_anybody(2)
+
+
+async def test_an_invitation_by_oneself_says_that_the_key_was_copied() -> None:
+    async with network(ALICE) as alice, network(ALICE, bootstrap=alice.addresses, connection_timeout_s=0.1) as copy:
+        with trio.fail_after(PATIENCE_S), pytest.raises(Unavailable, match="this peer's own"):
+            await copy.find_anybody(1)
+
+
+async def test_a_peer_that_starts_a_moment_later_is_found_all_the_same() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        listen = f"/ip4/127.0.0.1/tcp/{free.getsockname()[1]}"
+    async with network(BOB, bootstrap=[f"{listen}/p2p/{ALICE.peer_id}"], connection_timeout_s=15.0) as bob:
+        await until(lambda: bob._refusals.attempts(ALICE.peer_id) >= 3)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bob.find_anybody, 3)
+            async with network(ALICE, listen=listen):
+                assert isinstance(await next_event(bob), PeerUp)
+
+
+async def test_what_is_met_while_leaving_is_left_alone() -> None:
+    async with network(ALICE) as alice:
+        pass
+    alice.meet([parse_address(SILENT.format(1))])
+    assert not alice._courted
+
+
+async def test_the_search_ends_with_the_first_link() -> None:
+    async with (
+        network(ALICE) as alice,
+        network(BOB, bootstrap=[SILENT.format(1).replace(BOB.peer_id, CAROL.peer_id)]) as bob,
+    ):
+        bob.meet([parse_address(alice.addresses[0])])
+        with trio.fail_after(PATIENCE_S):
+            await bob.find_anybody(10**6)
+        assert isinstance(await next_event(bob), PeerUp)
+
+
+async def test_a_peer_met_in_vain_is_forgotten_and_can_be_met_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "MET_ATTEMPTS", 2)
+    nobody = parse_address(SILENT.format(1))
+    async with network(ALICE) as alice, network(BOB) as bob:
+        alice.meet([nobody])
+        assert alice._courted
+        await until(lambda: not alice._courted)
+        assert not alice._places.seen
+        alice.meet([parse_address(bob.addresses[0])])
+        assert isinstance(await next_event(alice), PeerUp)
+
+
+async def test_no_more_peers_are_met_than_the_limit_and_never_oneself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places_module, "MAX_SEEN_PEERS", 3)
+    others = [Identity(bytes([100 + n]) * 32, bytes(32)).peer_id for n in range(5)]
+    async with network(ALICE) as alice:
+        alice.meet(parse_address(f"/ip4/127.0.0.1/tcp/1/p2p/{peer}") for peer in (ALICE.peer_id, *others))
+        assert list(alice._places.seen) == others[:3]
+
+
+async def test_what_was_met_is_not_passed_on() -> None:
+    """Anybody on the local network can announce anything."""
+    async with network(ALICE) as alice, network(BOB, bootstrap=alice.addresses) as bob:
+        alice.meet([parse_address(f"/ip4/127.0.0.1/tcp/1/p2p/{CAROL.peer_id}")])
+        assert isinstance(await next_event(bob), PeerUp)
+        await until(lambda: ALICE.peer_id in bob._places.told)
+        assert CAROL.peer_id not in bob._places.told
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("observer", [ALICE, CAROL], ids=["arbiter", "not the arbiter"])
+async def test_two_processes_with_one_key_are_both_told_and_one_stays(observer: Identity, first: int) -> None:
+    async with network(observer) as member, AsyncExitStack() as stack:
+        twins = [
+            await stack.enter_async_context(network(BOB, hello=name, bootstrap=member.addresses))
+            for name in (b"one", b"two")
+        ]
+        for twin, number in zip(twins, (first, 3 - first), strict=True):
+            twin._instance = bytes([number]) * 16
+        told: list[str] = []
+        for twin in twins:
+            while not isinstance(event := await next_event(twin), Refused):
+                pass
+            told.append(event.reason)
+        assert all("two processes run with the key of peer " + BOB.peer_id in words for words in told)
+        winner, loser = sorted(twins, key=lambda twin: twin._instance)
+        link = member._links[BOB.peer_id]
+        attempts = loser._refusals.attempts(observer.peer_id)
+        await until(lambda: loser._refusals.attempts(observer.peer_id) > attempts + 1)
+        assert member._links[BOB.peer_id] is link
+        assert list(winner._links) == [observer.peer_id]
+        assert not loser._links
+
+
+async def test_idle_connections_are_probed_on_both_sides() -> None:
+    async with network(ALICE) as alice, network(BOB, bootstrap=alice.addresses) as bob:
+        for one in (alice, bob):
+            assert isinstance(await next_event(one), PeerUp)
+            (connection,) = connections(one)
+            raw: Any = connection
+            sock = raw.muxed_conn.secured_conn.conn.conn.stream.stream.socket
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 5
 
 
 async def test_a_node_that_stops_reading_ends_its_links_and_nothing_else() -> None:

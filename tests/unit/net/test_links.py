@@ -54,6 +54,7 @@ async def test_frames_arrive_whole_and_in_order() -> None:
         (bytes(4), "frame of 0 bytes"),
         (frame(b"\x07x"), "unknown kind 7"),
         (frame(b"\x01x"), "malformed list of peers"),
+        (frame(b"\x02" + bytes(links.MAX_NOTICE_BYTES + 1)), "a notice of 1025 bytes"),
         (frame(b"\0" + b"cut")[:-1], "closed the connection"),
     ],
 )
@@ -61,6 +62,24 @@ async def test_a_hostile_frame_ends_the_link_with_its_reason(data: bytes, words:
     reason, events = await run_against(data)
     assert words in reason
     assert events == []
+
+
+async def test_a_warning_arrives_printable_and_cut() -> None:
+    near, far = memory_stream_pair()
+    heard: list[str] = []
+    sender = Link(BOB, b"", far, ignore)
+    receiver = Link(BOB, b"", near, ignore, heard.append)
+    events_in, events = links.open_events()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.run, events_in.clone())
+        await sender.warn("two processes\x1b[2J")
+        await sender.warn("\N{SNOWMAN}" * 1000)
+        sender.leave()
+        await receiver.run(events_in)
+    assert heard[0] == "two processes?[2J"
+    assert heard[1].startswith("\N{SNOWMAN}" * 341)
+    assert len(heard) == 2
+    events.close()
 
 
 @given(st.binary(max_size=64))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from barnraise.cli import rundir
+from barnraise.runs import directory as rundir
 from barnraise.config import PeerConfig, RunConfig, load_peer_config, load_run_config
 from barnraise.errors import ConfigError
 from barnraise.identity import ClusterKey, Identity
