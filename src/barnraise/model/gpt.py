@@ -5,11 +5,13 @@ gain; queries and keys normed; squared ReLU; learned positions; each byte is emb
 which saves a small model from spending its first layers on finding out who its neighbours are (docs/LOG.md).
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from barnraise.config import ModelConfig
 from barnraise.model.initialise import uniform
@@ -39,6 +41,18 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Leave the memory as it is."""
+
+
+def drop(module: nn.Module, x: Tensor, config: ModelConfig) -> Tensor:
+    """Set a random ``config.dropout`` of ``x`` to zero while training, and scale up the rest."""
+    return F.dropout(x, config.dropout) if module.training and config.dropout else x
+
+
+def layer(block: Callable[..., Tensor], config: ModelConfig, *inputs: Tensor) -> Tensor:
+    """Return ``block(*inputs)``; with gradient checkpointing, what it keeps for the backward pass is its inputs."""
+    if config.gradient_checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+    return block(*inputs)
 
 
 class Attention(nn.Module):
@@ -83,13 +97,14 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32[batch, length, hidden] to the same shape."""
-        x = x + self.attention(norm(x))
-        return x + self.feed_forward(norm(x))  # type: ignore[no-any-return]
+        x = x + drop(self, self.attention(norm(x)), self.config)
+        return x + drop(self, self.feed_forward(norm(x)), self.config)
 
 
 class NeighbourEmbedding(nn.Module):
@@ -129,9 +144,16 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map int64[batch, length] to logits, float32[batch, length, vocab]."""
         x = norm(self.token_embedding(tokens) + self.position_embedding.weight[: tokens.size(1)])
+        x = drop(self, x, self.config)
         for block in self.blocks:
-            x = block(x)
+            x = layer(block, self.config, x)
         return self.head(norm(x))  # type: ignore[no-any-return]
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Return how many numbers a `GPT` of this shape has, without making one."""
+    outside = 2 * config.vocab_size + NUM_TAPS + config.max_seq_len
+    return config.hidden_size * (outside + 12 * config.hidden_size * config.num_layers)
 
 
 def _deviation(name: str, fan_in: int) -> float:
@@ -148,6 +170,6 @@ def _deviation(name: str, fan_in: int) -> float:
 
 
 def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy in nats per token of int64[batch, length] inputs and targets."""
-    logits = model(inputs)
+    """Return the mean cross-entropy in nats per token, float32, of int64[batch, length] inputs and targets."""
+    logits = model(inputs).float()
     return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))

@@ -9,6 +9,7 @@ import torch
 
 from barnraise.config import load_run_config
 from barnraise.errors import BarnraiseError
+from barnraise.train.trace import Tracer
 from barnraise.train.train import train
 
 
@@ -19,11 +20,14 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="the run's configuration, TOML")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--profile-rounds", type=int, default=0, help="trace so many rounds, from the second on")
+    parser.add_argument("--profile-dir", type=Path, help="where to leave the traces")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(arguments.threads)
     try:
-        train(arguments.socket, load_run_config(arguments.config), arguments.device)
+        tracer = Tracer(arguments.profile_dir, arguments.profile_rounds)
+        train(arguments.socket, load_run_config(arguments.config), arguments.device, tracer)
     except BarnraiseError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -42,6 +42,15 @@ def evaluate(
         first: number of the first window.
         count: how many, past the end from the beginning again; None: as many as there are.
     """
+    was_training = model.training
+    model.eval()  # without dropout
+    try:
+        return _evaluate(model, text, length, first, count)
+    finally:
+        model.train(was_training)
+
+
+def _evaluate(model: nn.Module, text: NDArray[np.uint8], length: int, first: int, count: int | None) -> Measured:
     count = num_validation_windows(len(text), length) if count is None else count
     device = next(model.parameters()).device
     nats, size = 0.0, max(1, _BATCH_TOKENS // length)
@@ -49,6 +58,6 @@ def evaluate(
         windows = np.arange(start, min(start + size, first + count))
         parts = validation_batch(text, windows, length)
         x, y = (torch.from_numpy(part.astype(np.int64)).to(device) for part in parts)
-        logits = model(x)
+        logits = model(x).float()
         nats += float(F.cross_entropy(logits.view(-1, logits.size(-1)), y.reshape(-1), reduction="sum"))
     return Measured(nats=nats, tokens=count * length)

@@ -1,4 +1,4 @@
-"""The optimiser of the local steps: AdamW, or Muon inside the blocks with AdamW for the rest, and its learning rate."""
+"""The optimiser of the local steps: SGD, AdamW, or Muon inside the blocks with AdamW for the rest; its learning rate."""
 
 import math
 from typing import Final
@@ -12,7 +12,7 @@ from barnraise.model.flat import Flat
 from barnraise.train.muon import Muon
 
 _EPSILON: Final = 1e-8
-_OUTSIDE_BLOCKS: Final = ("embedding", "head")
+_OUTSIDE_BLOCKS: Final = ("embed", "head")
 
 
 class Diverged(BarnraiseError):
@@ -61,6 +61,25 @@ class AdamW:
         return moments | {"adamw.num_steps": self._num_steps}
 
 
+class SGD:
+    """Plain gradient descent over (value, gradient) views; it remembers nothing."""
+
+    def __init__(self, tensors: dict[str, tuple[Tensor, Tensor]], config: InnerConfig) -> None:
+        self._tensors = tensors
+        self._weight_decay = config.weight_decay
+
+    def step(self, lr: float) -> None:
+        """Apply one step."""
+        for value, gradient in self._tensors.values():
+            if value.dim() >= 2:
+                value.mul_(1 - lr * self._weight_decay)
+            value.sub_(gradient, alpha=lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+
 class Inner:
     """What one local step does after ``backward``: check, clip, apply."""
 
@@ -70,7 +89,7 @@ class Inner:
         matrices = {name: view for name, view in flat.views().items() if _wants_muon(name, view[0], config)}
         others = {name: view for name, view in flat.views().items() if name not in matrices}
         self._muon = Muon(matrices, config.muon_momentum)
-        self._adamw = AdamW(others, config)
+        self._others = SGD(others, config) if config.optimizer == "sgd" else AdamW(others, config)
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
@@ -85,11 +104,11 @@ class Inner:
         if norm > self._config.clip_norm > 0:
             self._flat.gradients.mul_(self._config.clip_norm / norm)
         self._muon.step(self._config.muon_lr * factor)
-        self._adamw.step(self._config.lr * factor)
+        self._others.step(self._config.lr * factor)
 
     def state(self) -> dict[str, Tensor]:
         """Return every tensor of the optimiser's state by name; writing to them is writing to the state."""
-        return self._muon.state() | self._adamw.state()
+        return self._muon.state() | self._others.state()
 
     @torch.no_grad()
     def reset(self) -> None:

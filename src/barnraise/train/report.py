@@ -4,23 +4,28 @@ python -m barnraise.train.report --config RUNCONFIG.toml --theta THETA.f32 --jso
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from barnraise.config import RunConfig, load_run_config
-from barnraise.data.baselines import baselines
-from barnraise.data.corpus import load
+from barnraise.data.baselines import Baselines, baselines
+from barnraise.data.corpus import Corpus, load
 from barnraise.errors import BarnraiseError
-from barnraise.model.flat import flatten, save_parameters
+from barnraise.model.build import build
+from barnraise.model.flat import by_name, flatten, save_tensors
 from barnraise.model.generate import generate
-from barnraise.model.gpt import GPT
 from barnraise.train import vectors
 from barnraise.train.evaluate import evaluate
+
+BASELINES_FILE = "baselines.json"
+"""Beside the run's configuration: what counting reaches on its text, counted once for a text and not for each report."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,26 +41,44 @@ class Report:
     sample: str
 
 
+class _Counted(msgspec.Struct, frozen=True):
+    digest: str
+    unigram: float
+    five_gram: float
+
+
 def report(
-    config: RunConfig, theta: Path, *, prompt: str = "\n\n", sample_bytes: int = 300, save: Path | None = None
+    config: RunConfig,
+    theta: Path,
+    *,
+    prompt: str = "\n\n",
+    sample_bytes: int = 300,
+    save: Path | None = None,
+    known: Path | None = None,
 ) -> Report:
     """Measure ``theta``, a file of float32[d], on the whole validation text and let it write ``sample_bytes`` bytes.
 
-    With ``save``, write the parameters there as safetensors, by name and shape.
+    Args:
+        config: the run's.
+        theta: the parameters.
+        prompt: what the sample continues.
+        sample_bytes: how much to write.
+        save: where to write the parameters as safetensors, by name and shape; None: nowhere.
+        known: file that remembers what counting reaches on the text; None: count.
 
     Raises:
-        ConfigError: the data cannot be used.
+        ConfigError: the data cannot be used, or the model is the user's own.
         LocalError: the file holds another model's parameters.
     """
     length = config.model.max_seq_len
+    model = build(config.model, config.seed)
     corpus = load(config.data, window=length + 1)
-    model = GPT(config.model, config.seed)
     flat = flatten(model)
     flat.load(vectors.read(theta, flat.values.numel()))
     if save is not None:
-        save_parameters(flat, save)
+        save_tensors(by_name(flat.layout, flat.numpy()), save)
     measured = evaluate(model, corpus.validation, length)
-    counted = baselines(corpus.train, corpus.validation)
+    counted = _baselines(corpus, known)
     text = generate(model, prompt.encode(), sample_bytes, context=length, seed=config.seed)
     return Report(
         val_bits_per_byte=measured.bits_per_byte,
@@ -66,6 +89,25 @@ def report(
         num_parameters=flat.values.numel(),
         sample=text.decode("utf-8", errors="replace").strip(),
     )
+
+
+def _baselines(corpus: Corpus, known: Path | None) -> Baselines:
+    """Return what counting reaches, from ``known`` if that is about this text; else count and write it there."""
+    digest = corpus.digest.hex()
+    if known is not None and known.is_file():
+        try:
+            found = msgspec.json.decode(known.read_bytes(), type=_Counted)
+        except msgspec.DecodeError:
+            found = _Counted("", 0.0, 0.0)
+        if found.digest == digest:
+            return Baselines(unigram=found.unigram, five_gram=found.five_gram)
+    counted = baselines(corpus.train, corpus.validation)
+    if known is not None:
+        partial = known.with_name(known.name + ".partial")
+        with contextlib.suppress(OSError):  # where nothing can be written, it is counted again
+            partial.write_bytes(msgspec.json.encode(_Counted(digest, counted.unigram, counted.five_gram)))
+            partial.replace(known)
+    return counted
 
 
 def main() -> int:
@@ -81,7 +123,8 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     try:
         config = load_run_config(arguments.config)
-        found = report(config, arguments.theta, prompt=arguments.prompt, save=arguments.save)
+        known = arguments.config.with_name(BASELINES_FILE)
+        found = report(config, arguments.theta, prompt=arguments.prompt, save=arguments.save, known=known)
         result = dataclasses.asdict(found)
     except BarnraiseError as error:
         print(error, file=sys.stderr)

@@ -1,5 +1,6 @@
 """The trainer's end of the conversation with its peer: blocking, framed messages over a Unix socket, nothing else."""
 
+import contextlib
 import select
 import socket
 from pathlib import Path
@@ -43,6 +44,9 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Said aloud: a data loader's worker that was forked from this process may hold the socket open.
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
     def send(self, message: messages.FromTrainer) -> None:

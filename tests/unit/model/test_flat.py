@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from barnraise.errors import LocalError
+from barnraise.errors import ConfigError, LocalError
 from barnraise.link.messages import Tensor as Named
-from barnraise.model.flat import Flat, flatten, load_parameters, save_parameters
+from barnraise.model.flat import Flat, by_name, flatten, read_tensors, save_tensors
+
+SHAPES = {"0.weight": (2, 3), "1.weight": (4, 2), "1.bias": (4,)}
 
 
 def module() -> tuple[nn.Module, Flat]:
@@ -62,13 +64,22 @@ def test_other_types_than_float32_are_refused() -> None:
         flatten(nn.Linear(2, 2).double())
 
 
+def test_a_vector_is_taken_apart_by_name() -> None:
+    _, flat = module()
+    tensors = by_name(flat.layout, flat.numpy())
+    assert {name: tensor.shape for name, tensor in tensors.items()} == SHAPES
+    for name, (value, _) in flat.views().items():
+        assert np.array_equal(tensors[name], value.numpy())
+    with pytest.raises(LocalError, match=r"\(17,\) and the layout 18"):
+        by_name(flat.layout, np.zeros(17, dtype=np.float32))
+
+
 def test_safetensors_round_trip(tmp_path: Path) -> None:
     _, flat = module()
-    save_parameters(flat, tmp_path / "model.safetensors")
-    saved = flat.numpy()
-    flat.load(np.zeros(18, dtype=np.float32))
-    load_parameters(flat, tmp_path / "model.safetensors")
-    assert np.array_equal(flat.numpy(), saved)
+    tensors = by_name(flat.layout, flat.numpy())
+    save_tensors(tensors, tmp_path / "model.safetensors")
+    found = read_tensors(tmp_path / "model.safetensors", SHAPES)
+    assert all(np.array_equal(found[name], tensor) for name, tensor in tensors.items())
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -93,22 +104,24 @@ def poisoned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("change", [renamed, reshaped, widened, extended, poisoned])
-def test_a_file_of_another_model_changes_nothing(
+def test_a_file_of_another_model_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> None:
     _, flat = module()
-    before = flat.numpy()
     tensors = {name: value.clone() for name, (value, _) in flat.views().items()}
     save_file(change(tensors), tmp_path / "other.safetensors")
-    with pytest.raises(LocalError, match=r"other\.safetensors holds"):
-        load_parameters(flat, tmp_path / "other.safetensors")
-    assert np.array_equal(flat.numpy(), before)
+    with pytest.raises(ConfigError, match=r"other\.safetensors: (1\.bi|2\.bias)"):
+        read_tensors(tmp_path / "other.safetensors", SHAPES)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02pickle", b"\xff" * 8 + b"{}", bytes(200)])
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
-    _, flat = module()
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(content)
-    with pytest.raises(LocalError, match="cannot read the parameters"):
-        load_parameters(flat, path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_tensors(path, SHAPES)
+
+
+def test_a_file_that_is_not_there_is_the_users(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_tensors(tmp_path / "none.safetensors", SHAPES)

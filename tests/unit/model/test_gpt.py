@@ -9,7 +9,7 @@ import torch
 
 from barnraise.config import ModelConfig
 from barnraise.model.flat import flatten
-from barnraise.model.gpt import GPT, loss
+from barnraise.model.gpt import GPT, loss, num_parameters
 from barnraise.model.initialise import uniform
 
 GOLDEN_DIGEST = "b70bd0bcafb3a92ee6ce4fe147fd27707eecc990be33931baef4718087419ddd"
@@ -20,6 +20,11 @@ def test_local_preset_is_of_the_promised_size_and_has_no_bias() -> None:
     names = {name: parameter.numel() for name, parameter in GPT(ModelConfig(), 1).named_parameters()}
     assert 800_000 < sum(names.values()) < 900_000
     assert not [name for name in names if "bias" in name]
+
+
+def test_size_is_known_without_a_model() -> None:
+    for config in (ModelConfig(), TINY):
+        assert num_parameters(config) == flatten(GPT(config, 1)).values.numel()
 
 
 def test_initial_parameters_are_golden() -> None:

@@ -10,7 +10,8 @@ from barnraise.config import InnerConfig, ModelConfig
 from barnraise.errors import LocalError
 from barnraise.model.flat import Flat, flatten
 from barnraise.model.gpt import GPT
-from barnraise.train.inner import AdamW, Diverged, Inner, lr_factor
+from barnraise.model.stock import Stock
+from barnraise.train.inner import SGD, AdamW, Diverged, Inner, lr_factor
 from barnraise.train.muon import Muon, orthogonalise
 
 TINY = ModelConfig(hidden_size=16, num_layers=2, num_heads=2, max_seq_len=12)
@@ -78,6 +79,30 @@ def test_adamw_matches_torch() -> None:
     torch.testing.assert_close(value, parameter.detach())
 
 
+def test_sgd_matches_torch_and_remembers_nothing() -> None:
+    value, gradient = seeded(5, 7), torch.zeros(5, 7)
+    parameter = nn.Parameter(value.clone())
+    reference = torch.optim.SGD([parameter], lr=0.1, weight_decay=0.01, foreach=False)
+    own = SGD({"a": (value, gradient)}, InnerConfig(weight_decay=0.01))
+    for step in range(4):
+        gradient.copy_(seeded(5, 7, seed=step))
+        parameter.grad = gradient.clone()
+        own.step(0.1)
+        reference.step()
+    torch.testing.assert_close(value, parameter.detach())
+    assert own.state() == {}
+
+
+def test_sgd_moves_against_the_gradient_by_the_learning_rate() -> None:
+    flat = flatten(GPT(TINY, 1))
+    inner = Inner(flat, InnerConfig(optimizer="sgd", lr=0.5, clip_norm=0.0))
+    before = flat.values.clone()
+    flat.gradients.copy_(seeded(flat.gradients.numel()))
+    inner.step(0.1)
+    torch.testing.assert_close(flat.values, before - 0.05 * flat.gradients)
+    assert inner.state() == {}
+
+
 def test_schedule_is_golden() -> None:
     config = InnerConfig(warmup_steps=4, final_lr_fraction=0.1)
     factors = [lr_factor(step, 104, config) for step in (0, 1, 3, 4, 29, 54, 79, 104, 500)]
@@ -113,6 +138,13 @@ def test_muon_takes_the_matrices_inside_blocks_and_nothing_else() -> None:
     assert sum(tensor.size(0) for name, tensor in inner.state().items() if "muon" in name) == 12
     _, plain = small("adamw")
     assert not [name for name in plain.state() if "muon" in name]
+
+
+def test_muon_leaves_the_stock_models_embedding_head_and_taps_to_adamw() -> None:
+    flat = flatten(Stock(TINY, 1))
+    inner = Inner(flat, InnerConfig())
+    by_adamw = {name.removeprefix("adamw.mean.") for name in inner.state() if name.startswith("adamw.mean")}
+    assert by_adamw == {"model.embed_tokens.weight", "lm_head.weight", "model.layers.0.conv.conv.weight"}
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -7,14 +7,25 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
-import torch
 
 from barnraise.config import DataConfig, InnerConfig, ModelConfig, RunConfig
 from barnraise.data.corpus import load
 from barnraise.errors import LocalError
 from barnraise.link import messages
-from barnraise.link.messages import Begin, Done, Failed, FromPeer, FromTrainer, Hello, Initialise, Segment, Stop
+from barnraise.link.messages import (
+    Begin,
+    Done,
+    Failed,
+    Finished,
+    FromPeer,
+    FromTrainer,
+    Hello,
+    Initialise,
+    Segment,
+    Stop,
+)
 from barnraise.train import vectors
+from barnraise.train.device import choose
 from barnraise.train.session import Session
 from barnraise.train.train import Trainer, serve
 
@@ -27,7 +38,7 @@ def trainer(tmp_path: Path) -> Trainer:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {number}: to be or not to be\n" for number in range(100)))
     config = RunConfig(model=MODEL, data=DataConfig(source=str(text)), inner=InnerConfig(batch_size=BATCH))
-    return Trainer(config, load(config.data), torch.device("cpu"))
+    return Trainer(config, load(config.data), choose("cpu"))
 
 
 def converse(trainer: Trainer, *said: FromPeer) -> list[FromTrainer]:
@@ -40,7 +51,7 @@ def converse(trainer: Trainer, *said: FromPeer) -> list[FromTrainer]:
             for message in (None, *said):
                 if message is not None:
                     ours.sendall(messages.frame(message))
-                if isinstance(message, Stop) or not receive(stream, answers):
+                if isinstance(message, Finished | Stop) or not receive(stream, answers):
                     break
         ours.shutdown(socket.SHUT_RDWR)
 
@@ -68,12 +79,15 @@ def begin(directory: Path, theta: str = "theta.f32", **changes: Any) -> Begin:
     fields: dict[str, Any] = {
         "round": 0,
         "fragment": 0,
+        "order": 1,
         "theta_path": str(directory / theta),
         "update_path": str(directory / "update.f32"),
         "segments": (Segment(0, STEPS * BATCH),),
         "steps": STEPS,
         "first_step": 0,
         "total_steps": 10,
+        "seconds": 0.0,
+        "num_members": 1,
         "snapshot_in": "",
         "snapshot_out": str(directory / "state.safetensors"),
         "evaluate": Segment(0, 0),
@@ -84,6 +98,33 @@ def begin(directory: Path, theta: str = "theta.f32", **changes: Any) -> Begin:
 def test_stop_ends_the_conversation(trainer: Trainer, tmp_path: Path) -> None:
     initialise = Initialise(path=str(tmp_path / "theta.f32"))
     assert len(converse(trainer, initialise, Stop(), initialise)) == 1
+
+
+def test_finished_ends_the_conversation(trainer: Trainer, tmp_path: Path) -> None:
+    finished = Finished(round=3, theta_path=str(tmp_path / "theta.f32"))
+    initialise = Initialise(path=str(tmp_path / "theta.f32"))
+    assert len(converse(trainer, initialise, finished, initialise)) == 1
+
+
+def test_hello_says_what_computes_and_why(trainer: Trainer) -> None:
+    hello = trainer.hello()
+    assert (hello.version, hello.device, hello.dtype, hello.reason) == (2, "cpu", "float32", "asked for")
+
+
+def test_a_round_whose_time_is_over_ends_after_a_step(trainer: Trainer, tmp_path: Path) -> None:
+    initialise = Initialise(path=str(tmp_path / "theta.f32"))
+    whole = converse(trainer, initialise, begin(tmp_path, order=7))[1]
+    short = converse(trainer, begin(tmp_path, order=8, seconds=1e-9))[0]
+    patient = converse(trainer, begin(tmp_path, seconds=3600.0))[0]
+    assert isinstance(whole, Done)
+    assert isinstance(short, Done)
+    assert isinstance(patient, Done)
+    assert (whole.order, whole.steps, whole.samples, whole.tokens) == (7, STEPS, STEPS * BATCH, STEPS * BATCH * 8)
+    assert (short.order, short.steps, short.samples, short.tokens) == (8, 1, BATCH, BATCH * 8)
+    assert patient.steps == STEPS
+    one = begin(tmp_path, steps=1, segments=(Segment(0, BATCH),), update_path=str(tmp_path / "one.f32"))
+    converse(trainer, begin(tmp_path, seconds=1e-9), one)
+    assert (tmp_path / "one.f32").read_bytes() == (tmp_path / "update.f32").read_bytes()
 
 
 def test_newer_work_ends_older_work(trainer: Trainer, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from barnraise.config import DataConfig, ModelConfig, RunConfig
 from barnraise.errors import ConfigError
 from barnraise.model.flat import flatten
 from barnraise.model.gpt import GPT
+from barnraise.model.initialise import uniform
 from barnraise.train import report
 from barnraise.train.device import choose
 from barnraise.train.evaluate import evaluate
@@ -46,6 +47,32 @@ def test_windows_do_not_depend_on_how_they_are_batched() -> None:
     assert sum(part.nats for part in parts) == pytest.approx(whole.nats)
 
 
+def test_dropout_is_off_while_measuring_and_on_again_afterwards() -> None:
+    text = np.random.default_rng(1).integers(0, 256, 401).astype(np.uint8)
+    model = GPT(ModelConfig(hidden_size=8, num_layers=1, num_heads=1, max_seq_len=8, dropout=0.5), 1)
+    flat = flatten(model)
+    flat.load(uniform(2, "all", (flat.values.numel(),), 0.3))
+    assert evaluate(model, text, 8).nats == evaluate(model, text, 8).nats
+    assert model.training
+
+
+def test_counting_is_done_once_for_a_text(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 300)
+    model = ModelConfig(hidden_size=8, num_layers=1, num_heads=1, max_seq_len=8)
+    config = RunConfig(model=model, data=DataConfig(source=str(tmp_path / "text.txt")))
+    flatten(GPT(model, 1)).numpy().tofile(tmp_path / "theta.f32")
+    known = tmp_path / "baselines.json"
+    first = report.report(config, tmp_path / "theta.f32", sample_bytes=1, known=known)
+    remembered = json.loads(known.read_text())
+    known.write_text(json.dumps(remembered | {"unigram": 7.5}))
+    assert report.report(config, tmp_path / "theta.f32", sample_bytes=1, known=known).unigram_bits_per_byte == 7.5
+    for damaged in ("nonsense", json.dumps(remembered | {"digest": "00", "unigram": 7.5})):
+        known.write_text(damaged)
+        again = report.report(config, tmp_path / "theta.f32", sample_bytes=1, known=known)
+        assert again.unigram_bits_per_byte == first.unigram_bits_per_byte
+        assert json.loads(known.read_text()) == remembered
+
+
 def test_report_prints_the_figures_as_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,7 +101,17 @@ def test_auto_says_why() -> None:
     assert choose("cpu").device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("wanted", ["gpu", "cuda:99x", ""])
+def test_bfloat16_is_chosen_where_it_is_asked_for() -> None:
+    choice = choose("cpu", "bfloat16")
+    assert (choice.dtype_name, choice.reason) == ("bfloat16", "asked for; bfloat16: inner.precision asks for it")
+    assert choose("cpu").dtype_name == "float32"
+    with choice.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with choose("cpu").autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("wanted", ["gpu", "cuda:99x", "cpu:x", ""])
 def test_unknown_devices_are_refused(wanted: str) -> None:
     with pytest.raises(ConfigError):
         choose(wanted)

@@ -55,7 +55,7 @@ def test_an_oversized_frame_is_refused_before_it_is_read(pair: tuple[socket.sock
 def test_bytes_that_are_no_message_are_refused(pair: tuple[socket.socket, Session], body: bytes) -> None:
     ours, session = pair
     ours.sendall(len(body).to_bytes(4, "little") + body)
-    with pytest.raises(LocalError, match="no message of version 1"):
+    with pytest.raises(LocalError, match="no message of version 2"):
         session.receive()
 
 

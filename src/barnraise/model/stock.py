@@ -1,0 +1,266 @@
+"""A model that other programs know as LFM2, and how its parameters look to them; it needs none of those programs.
+
+Layers take turns: LFM2's short convolution, which tells a byte of its neighbours, then attention with rotary positions
+and normed queries and keys; each with a gated feed-forward. Tensors bear the names that transformers gives them.
+
+LFM2's norms divide by the root mean square. `norm` takes the mean away first, since torch fuses that one on a CPU. Both
+are the same for a vector whose mean is zero, and what is added to the residual stream can be made so by weights alone:
+`to_stock` takes the mean out of every matrix that writes to the stream and out of each head's queries and keys, and
+writes gains of one. The logits stay the same but for rounding (Ashkboos et al. 2024, arXiv 2401.15024, section 3.2).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from barnraise.config import ModelConfig
+from barnraise.model.gpt import Embedding, Linear, drop, layer, norm
+from barnraise.model.initialise import uniform
+
+NUM_TAPS: Final = 4
+ROPE_BASE: Final = 10_000.0
+EPSILON: Final = 1e-5
+"""What torch's ``layer_norm`` adds to the variance."""
+_CENTRED: Final = 1e-3
+"""Largest mean, relative to the deviation, that counts as none."""
+
+Array = NDArray[np.float32]
+
+
+def intermediate_size(config: ModelConfig) -> int:
+    """Return the width of the feed-forward: 8/3 of the stream's, as three matrices then weigh as much as two of 4."""
+    return -(-config.hidden_size // 3) * 8
+
+
+def is_convolution(index: int) -> bool:
+    """Tell which kind a layer is: with four layers, in turns was better than one, two or no convolutions (docs/LOG.md)."""
+    return index % 2 == 0
+
+
+class ShortConvolution(nn.Module):
+    """A gated causal depth-wise convolution over the last ``NUM_TAPS`` positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.conv = nn.Module()
+        self.conv.weight = nn.Parameter(torch.empty(hidden, 1, NUM_TAPS))
+        self.in_proj = Linear(hidden, 3 * hidden, bias=False)
+        self.out_proj = Linear(hidden, hidden, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Map float32[batch, length, hidden] to the same shape; the rotation is not used."""
+        gate_in, gate_out, value = self.in_proj(x).chunk(3, dim=-1)
+        value = gate_in * value
+        weight: Any = self.conv.weight
+        taps = weight.squeeze(1).t().contiguous()
+        mixed = value * taps[-1]
+        for distance in range(1, min(NUM_TAPS, x.size(1))):
+            mixed = mixed + F.pad(value[:, :-distance], (0, 0, distance, 0)) * taps[-1 - distance]
+        return self.out_proj(gate_out * mixed)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with normed queries and keys that are rotated by their position."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.num_heads = config.num_heads
+        self.q_proj = Linear(hidden, hidden, bias=False)
+        self.k_proj = Linear(hidden, hidden, bias=False)
+        self.v_proj = Linear(hidden, hidden, bias=False)
+        self.out_proj = Linear(hidden, hidden, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Map float32[batch, length, hidden] to the same shape.
+
+        Args:
+            cos: float32[length, head / 2], of each position's angles.
+            sin: likewise.
+        """
+        batch, length, hidden = x.shape
+        heads = (batch, length, self.num_heads, hidden // self.num_heads)
+        query = _rotate(norm(self.q_proj(x).view(heads)).transpose(1, 2), cos, sin)
+        key = _rotate(norm(self.k_proj(x).view(heads)).transpose(1, 2), cos, sin)
+        value = self.v_proj(x).view(heads).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, is_causal=True)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, hidden))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Three matrices: one gates, one carries, one leads back (SwiGLU, Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = Linear(config.hidden_size, intermediate_size(config), bias=False)
+        self.w3 = Linear(config.hidden_size, intermediate_size(config), bias=False)
+        self.w2 = Linear(intermediate_size(config), config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32[batch, length, hidden] to the same shape."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One layer: convolution or attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.config = config
+        if is_convolution(index):
+            self.conv = ShortConvolution(config)
+        else:
+            self.self_attn = Attention(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Map float32[batch, length, hidden] to the same shape."""
+        mix = self.conv if hasattr(self, "conv") else self.self_attn
+        x = x + drop(self, mix(norm(x), cos, sin), self.config)
+        return x + drop(self, self.feed_forward(norm(x)), self.config)
+
+
+class Trunk(nn.Module):
+    """Embedding and layers, under the name that transformers gives them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
+
+
+class Stock(nn.Module):
+    """Bytes in, logits of the next byte out."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        half = config.hidden_size // config.num_heads // 2
+        frequencies = 1.0 / ROPE_BASE ** (torch.arange(half, dtype=torch.float32) / half)
+        angles = torch.arange(config.max_seq_len, dtype=torch.float32)[:, None] * frequencies
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self._initialise(seed)
+
+    def _initialise(self, seed: int) -> None:
+        for name, parameter in self.named_parameters():
+            drawn = uniform(seed, name, tuple(parameter.shape), _deviation(name, parameter.size(-1)))
+            parameter.data.copy_(torch.from_numpy(drawn))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map int64[batch, length] to logits, float32[batch, length, vocab]."""
+        length = tokens.size(1)
+        x = drop(self, self.model.embed_tokens(tokens), self.config)
+        for block in self.model.layers:
+            x = layer(block, self.config, x, self.cos[:length], self.sin[:length])
+        return self.lm_head(norm(x))  # type: ignore[no-any-return]
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Return how many numbers a `Stock` of this shape has, without making one."""
+    matrices = 4 * config.hidden_size + 3 * intermediate_size(config)
+    taps = NUM_TAPS * sum(map(is_convolution, range(config.num_layers)))
+    return config.hidden_size * (2 * config.vocab_size + taps + config.num_layers * matrices)
+
+
+def layer_types(config: ModelConfig) -> list[str]:
+    """Return what transformers calls the kind of each layer."""
+    return ["conv" if is_convolution(index) else "full_attention" for index in range(config.num_layers)]
+
+
+def stock_config(config: ModelConfig) -> dict[str, object]:
+    """Return what transformers' config.json says of this model."""
+    return {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": intermediate_size(config),
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "layer_types": layer_types(config),
+        "conv_L_cache": NUM_TAPS,
+        "conv_bias": False,
+        "block_auto_adjust_ff_dim": False,
+        "max_position_embeddings": config.max_seq_len,
+        "norm_eps": EPSILON,
+        "rope_theta": ROPE_BASE,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_BASE},
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "torch_dtype": "float32",
+    }
+
+
+def gains(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the norms' gains, which are all one and which a `Stock` does without."""
+    hidden, head = (config.hidden_size,), (config.hidden_size // config.num_heads,)
+    found: dict[str, tuple[int, ...]] = {"model.embedding_norm.weight": hidden}
+    for index in range(config.num_layers):
+        prefix = f"model.layers.{index}."
+        found |= {prefix + "operator_norm.weight": hidden, prefix + "ffn_norm.weight": hidden}
+        if not is_convolution(index):
+            found |= {prefix + f"self_attn.{letter}_layernorm.weight": head for letter in "qk"}
+    return found
+
+
+def to_stock(config: ModelConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the tensors that make transformers' model compute what ours does."""
+    centred = {name: _centred(name, tensor, config) for name, tensor in tensors.items()}
+    return centred | {name: np.ones(shape, np.float32) for name, shape in gains(config).items()}
+
+
+def from_stock(config: ModelConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Return our parameters from what `to_stock` returned.
+
+    Raises:
+        ValueError: a gain is not one or a mean is not zero: ours would compute something else.
+    """
+    for name in gains(config):
+        if not np.allclose(tensors[name], 1.0, rtol=0.0, atol=1e-6):
+            raise ValueError(f"{name} holds gains other than 1")
+    ours = {name: tensor for name, tensor in tensors.items() if name not in gains(config)}
+    for name, tensor in ours.items():
+        if np.abs(_centred(name, tensor, config) - tensor).max() > _CENTRED * tensor.std():
+            raise ValueError(f"the mean of what {name} gives is not 0")
+    return ours
+
+
+def _centred(name: str, tensor: Array, config: ModelConfig) -> Array:
+    """Return a tensor without the mean of its outputs, where a norm follows that would take it away."""
+    exact = tensor.astype(np.float64)
+    if name.endswith(("out_proj.weight", "w2.weight")):
+        exact -= exact.mean(axis=0)
+    elif name.endswith("embed_tokens.weight"):
+        exact -= exact.mean(axis=1, keepdims=True)
+    elif name.endswith(("q_proj.weight", "k_proj.weight")):
+        heads = exact.reshape(config.num_heads, -1, config.hidden_size)
+        exact = (heads - heads.mean(axis=1, keepdims=True)).reshape(exact.shape)
+    return exact.astype(np.float32)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate float32[batch, heads, length, head] by each position's angles (RoPE, Su et al. 2021)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _deviation(name: str, fan_in: int) -> float:
+    """Return the standard deviation of a parameter's first values: every block begins as the identity."""
+    if name.endswith(("out_proj.weight", "w2.weight", "lm_head.weight")):
+        return 0.0
+    return 0.5 if "embed_tokens" in name or "conv.conv" in name else float(fan_in**-0.5)
