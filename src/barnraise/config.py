@@ -17,19 +17,31 @@ from typing import Any, Literal, TypeVar
 import blake3
 import msgspec
 
+from barnraise import formats
 from barnraise.errors import ConfigError
-from barnraise.ids import RunId
+from barnraise.ids import DIGEST_BYTES, RunId
 
 FORMAT_VERSION = 1
 ENVIRONMENT_PREFIX = "BARNRAISE_RUN_"
+
+_LOCAL = ("data.source", "model.source")
+"""Paths on one machine: what lies there is fixed by a digest."""
+
+PEER_TABLE = "peer"
+"""The table of a run's file that holds one machine's settings, `PeerConfig`'s keys; no part of the run."""
+CONTROL_PORT = 52415
+BULK_PORT = 52416
+"""Where a long-lived peer listens unless told otherwise; other peers take free ports."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The default transformer's shape."""
+    """The model: the default transformer's shape, or what fixes a model that the run's creator brought along."""
 
+    architecture: Literal["gpt", "stock", "custom"] = "gpt"
+    """``gpt``: the default; ``stock``: one that other programs know under its own name; ``custom``: the user's own."""
     hidden_size: int = 128
     """Width of the residual stream."""
     num_layers: int = 4
@@ -38,12 +50,23 @@ class ModelConfig:
     """Bytes of context; also the length of a training sample."""
     vocab_size: int = 256
     """The byte tokenizer has 256."""
+    dropout: float = 0.0
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    layout: str = ""
+    """BLAKE3 (hex) of the tensors' names and shapes; "": of the default model, which its shape fixes."""
+    initial: str = ""
+    """BLAKE3 (hex) of the first parameters; "": each peer draws the same ones from the seed."""
+    source: str = ""
+    """Directory to take the first parameters from, on the creator's machine; not hashed, ``initial`` is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """The text to train on."""
+    """What to train on."""
 
+    kind: Literal["text", "own"] = "text"
+    """``text``: the samples are windows of a text that all peers hold; ``own``: each peer has data of its own."""
     source: str = "bundled"
     """``bundled``, or the path of a text file, a directory of them, or a .jsonl file."""
     digest: str = ""
@@ -56,7 +79,7 @@ class DataConfig:
 class InnerConfig:
     """The optimiser of the local steps; its state never leaves the trainer."""
 
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw", "sgd"] = "muon"
     """``muon``: Muon on the matrices inside blocks, AdamW on embeddings and head."""
     lr: float = 0.01
     """Learning rate of AdamW."""
@@ -71,15 +94,18 @@ class InnerConfig:
     """The cosine ends at this share of the learning rate."""
     batch_size: int = 8
     """Samples per step and peer."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products in forward and backward (autocast); parameters and updates are float32 always."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OuterConfig:
-    """The optimiser that applies a round's aggregate; the same arithmetic on every peer."""
+    """How DiLoCo applies a round's aggregate; the same arithmetic on every peer. Other strategies average plainly."""
 
-    optimizer: Literal["nesterov", "average"] = "nesterov"
     lr: float = 0.9
     momentum: float = 0.3
+    momentum_rounds: int = 0
+    """The momentum rises linearly from 0 over so many rounds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +115,12 @@ class RoundConfig:
     rounds: int = 12
     steps: int = 25
     """Inner steps per round (DiLoCo's H)."""
+    seconds: float = 0.0
+    """A round's training ends after so long, with ``steps`` as the most; 0: always ``steps``."""
+    min_peers: int = 1
+    """Fewer members than this train nothing: they wait for more."""
+    codec: Literal["grid16", "int8"] = "int8"
+    """How updates travel: 2 bytes an element, or 1."""
     grid_exponent: int = 16
     """The first round's updates are rounded to multiples of 2**-grid_exponent; later rounds adapt."""
     max_missed: int = 3
@@ -108,6 +140,7 @@ class RunConfig:
     """The genesis of a run. Hashed; equal on every peer."""
 
     profile: Literal["home"] = "home"
+    strategy: Literal["diloco", "local_sgd", "fedavg", "synchronous"] = "diloco"
     seed: int = 1
     founders: tuple[str, ...] = ()
     """Peer ids of the first members."""
@@ -119,7 +152,7 @@ class RunConfig:
 
     def canonical_bytes(self) -> bytes:
         """Return the bytes that are hashed: sorted ``(dotted key, text)`` pairs, no path and no float among them."""
-        pairs = sorted((key, repr(value)) for key, value in flatten(self).items() if key != "data.source")
+        pairs = sorted((key, repr(value)) for key, value in flatten(self).items() if key not in _LOCAL)
         return msgspec.msgpack.encode([FORMAT_VERSION, pairs])
 
     @property
@@ -148,6 +181,22 @@ class PeerConfig:
     """Threads of the trainer's tensor library."""
     trainer: tuple[str, ...] = ()
     """Command of the trainer process; empty: the built-in one."""
+    trainer_socket: str = ""
+    """Where to wait for a trainer that somebody else starts, instead of starting one."""
+    data: str = ""
+    """Where this machine keeps the run's text; "": where the run's configuration says."""
+    run_id: str = ""
+    """The run to join (hex), where its configuration is not here yet: a peer of it is asked."""
+    mdns: bool = False
+    """Announce this peer on the local network, and look there for others."""
+    max_peers: int = 100
+    """Most peers to be connected to at once."""
+    connection_timeout_s: float = 5.0
+    """How long one attempt to reach a peer may take."""
+    max_retries: int = 3
+    """Attempts to reach a run before a peer that wants to join gives up."""
+    profile_rounds: int = 0
+    """Write a torch.profiler trace of so many rounds, from the second on."""
     bulk_connections: int = 2
     """Parallel connections per peer."""
     peer_timeout_s: float = 30.0
@@ -164,6 +213,40 @@ PRESETS: Mapping[str, ModelConfig] = types.MappingProxyType(
     }
 )
 
+PEER_PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "local": types.MappingProxyType(
+            {"listen": f"/ip4/127.0.0.1/tcp/{CONTROL_PORT}", "bulk_listen": f"127.0.0.1:{BULK_PORT}"}
+        ),
+        "distributed": types.MappingProxyType(
+            {"listen": f"/ip4/0.0.0.0/tcp/{CONTROL_PORT}", "bulk_listen": f"0.0.0.0:{BULK_PORT}", "mdns": True}
+        ),
+    }
+)
+"""Kinds of settings of a long-lived peer: loopback alone, or all of this machine's networks. The rest is alike."""
+
+ELSEWHERE: Mapping[str, str] = types.MappingProxyType(
+    {
+        "port": "peer.listen",
+        "discovery_port": "peer.listen",
+        "listen_addresses": "peer.listen",
+        "gradient_port": "peer.bulk_listen",
+        "bootstrap_nodes": "peer.bootstrap",
+        "max_connections": "peer.max_peers",
+        "peer_timeout": "peer.peer_timeout_s",
+        "timeout": "peer.peer_timeout_s",
+        "connection_timeout_ms": "peer.connection_timeout_s",
+        "max_retries": "peer.max_retries",
+        "max_peers": "peer.max_peers",
+        "min_peers": "round.min_peers",
+        "sync_every": "round.steps",
+        "sync_frequency": "round.steps",
+        "algorithm": "strategy",
+        "preset": "model",
+    }
+)
+"""Keys by the names that other programs have for them; the error about an unknown key says ours."""
+
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
     """Return ``{"model.hidden_size": 128, ...}`` for a tree of config dataclasses."""
@@ -178,17 +261,61 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
 
 
 def load_run_config(path: Path, environment: Mapping[str, str] | None = None) -> RunConfig:
-    """Read a run's TOML file, then let ``BARNRAISE_RUN_<KEY>`` of the environment override it.
+    """Read a run's TOML or YAML file, then let ``BARNRAISE_RUN_<KEY>`` of the environment override it.
+
+    A table `PEER_TABLE` in it is passed over: `load_peer_table` reads it.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value has the wrong type or range.
     """
-    return run_config(_overridden(_read(path), environment or {}), str(path))
+    values = formats.read(path)
+    values.pop(PEER_TABLE, None)
+    return run_config(_overridden(values, environment or {}), str(path))
 
 
 def load_peer_config(path: Path) -> PeerConfig:
-    """Read this machine's TOML file. Raises `ConfigError` like `load_run_config`."""
-    return build(PeerConfig, _read(path), str(path))
+    """Read this machine's TOML or YAML file. Raises `ConfigError` like `load_run_config`."""
+    return build(PeerConfig, formats.read(path), str(path))
+
+
+def load_peer_table(path: Path, defaults: Mapping[str, Any]) -> PeerConfig:
+    """Read this machine's settings from the table `PEER_TABLE` of a run's file.
+
+    Args:
+        path: the file.
+        defaults: values of keys that the table lacks, or may lack; the rest is as `PeerConfig` says.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value has the wrong type.
+    """
+    table = formats.read(path).get(PEER_TABLE, {})
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{path}: {PEER_TABLE} = {table!r} is no table. Write its keys below [{PEER_TABLE}].")
+    return build(PeerConfig, {**defaults, **table}, str(path), f"{PEER_TABLE}.")
+
+
+def parse_run_id(text: str) -> RunId:
+    """Read `PeerConfig.run_id`; raises `ConfigError`."""
+    try:
+        name = bytes.fromhex(text)
+    except ValueError:
+        name = b""
+    if len(name) != DIGEST_BYTES:
+        raise ConfigError(f"run_id = {text!r} is not {2 * DIGEST_BYTES} hexadecimal digits. Copy it again.")
+    return RunId(name)
+
+
+def parse_run_config(text: str, where: str) -> RunConfig:
+    """Read a run's configuration from TOML that came from elsewhere; ``where`` names its origin in errors.
+
+    Raises:
+        ConfigError: it is no TOML, or a key or value in it is wrong.
+    """
+    try:
+        values = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{where} is not TOML: {error}") from error
+    return run_config(values, where)
 
 
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
@@ -199,21 +326,13 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def save(config: RunConfig | PeerConfig, path: Path) -> None:
-    """Write the resolved config as TOML that `load_run_config` or `load_peer_config` reads back unchanged."""
-    path.write_text(to_toml(config), encoding="utf-8")
+    """Write the resolved config, TOML or YAML by the suffix, as `load_run_config` or `load_peer_config` read it."""
+    path.write_text(formats.written(dataclasses.asdict(config), path), encoding="utf-8")
 
 
-def to_toml(config: object) -> str:
+def to_toml(config: RunConfig | PeerConfig) -> str:
     """Return the config as TOML: plain keys first, then a table for each nested part."""
-    plain: list[str] = []
-    tables: list[str] = []
-    for item in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            tables.append(f"\n[{item.name}]\n{to_toml(value)}")
-        else:
-            plain.append(f"{item.name} = {_toml_value(value)}\n")
-    return "".join(plain + tables)
+    return formats.to_toml(dataclasses.asdict(config))
 
 
 def build(kind: type[T], values: Mapping[str, Any], where: str, prefix: str = "") -> T:
@@ -225,8 +344,10 @@ def build(kind: type[T], values: Mapping[str, Any], where: str, prefix: str = ""
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
+        here = f" It is called {name} here." if (name := ELSEWHERE.get(unknown[0])) else ""
         raise ConfigError(
-            f"{where}: unknown key {prefix + unknown[0]!r}. Known here: {', '.join(sorted(hints))}. Remove or rename it."
+            f"{where}: unknown key {prefix + unknown[0]!r}.{here} Known here: {', '.join(sorted(hints))}. "
+            "Remove or rename it."
         )
     known: dict[str, Any] = {}
     for name, value in values.items():
@@ -249,20 +370,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def _path(kind: type[Any], value: object) -> Path:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(kind)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Name a readable TOML file.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text ({error.reason}). Name a TOML file.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: is not TOML: {error}. Mend that line.") from error
+    if kind is not Path:
+        raise NotImplementedError(kind)
+    if not isinstance(value, str | Path):
+        raise TypeError("a path is text")
+    return Path(value).expanduser()
 
 
 def _overridden(values: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -280,24 +392,12 @@ def _overridden(values: dict[str, Any], environment: Mapping[str, str]) -> dict[
     return values
 
 
-def _toml_value(value: object) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return repr(value)
-        case tuple():
-            return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-        case _:
-            return msgspec.json.encode(str(value)).decode()
-
-
 def _check_ranges(config: RunConfig, where: str) -> None:
     flat = flatten(config)
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: {key} = {value} is not a number to compute with. Change the value.")
-    for key, (low, high) in _RANGES.items():
+    for key, (low, high) in RANGES.items():
         if not low <= flat[key] <= high:
             raise ConfigError(f"{where}: {key} = {flat[key]} is outside {low} .. {high}. Change the value.")
     model = config.model
@@ -308,20 +408,24 @@ def _check_ranges(config: RunConfig, where: str) -> None:
         )
 
 
-_RANGES: Mapping[str, tuple[float, float]] = {
+RANGES: Mapping[str, tuple[float, float]] = {
     "model.hidden_size": (8, 65536),
     "model.num_layers": (1, 1024),
     "model.num_heads": (1, 1024),
     "model.max_seq_len": (8, 1 << 20),
     "model.vocab_size": (256, 1 << 20),
+    "model.dropout": (0.0, 0.9),
     "data.validation_fraction": (0.001, 0.5),
     "inner.lr": (0.0, 10.0),
     "inner.muon_lr": (0.0, 10.0),
     "inner.batch_size": (1, 1 << 16),
     "outer.lr": (0.0, 10.0),
     "outer.momentum": (0.0, 0.999),
+    "outer.momentum_rounds": (0, 1 << 20),
     "round.rounds": (1, 1 << 20),
     "round.steps": (1, 1 << 20),
+    "round.seconds": (0.0, 86400.0),
+    "round.min_peers": (1, 1000),
     "round.grid_exponent": (0, 40),
     "round.max_missed": (1, 1000),
     "round.grace_min_s": (0.05, 3600.0),

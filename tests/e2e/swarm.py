@@ -18,13 +18,15 @@ import msgspec
 import numpy as np
 import trio
 
-from barnraise.cli import rundir
-from barnraise.cli.rundir import RunDirectory
 from barnraise.config import InnerConfig, OuterConfig, RoundConfig, RunConfig
 from barnraise.dag.store import Store
+from barnraise.identity import ClusterKey
 from barnraise.ids import Digest
 from barnraise.observe.events import describe
 from barnraise.peer.faults import VARIABLE
+from barnraise.runs import directory as rundir
+from barnraise.runs.directory import RunDirectory
+from barnraise.runs.invitation import Invitation
 from barnraise.swarm import records
 from barnraise.swarm.records import Cut, LogEvent, Result
 from barnraise.swarm.state import State, assignment, follow, genesis
@@ -46,10 +48,13 @@ Record = dict[str, Any]
 class Peer:
     """One peer's place on disk, and its process while it has one."""
 
-    def __init__(self, swarm: "Swarm", index: int) -> None:
+    def __init__(self, swarm: "Swarm", index: int, directory: RunDirectory | None = None) -> None:
+        """``directory``: a visitor's own; founders share the swarm's."""
         self.index = index
-        self.id = swarm.directory.peers[index]
-        self.home = swarm.directory.home(index)
+        self.directory = directory or swarm.directory
+        self.number = 0 if directory else index
+        self.id = self.directory.peers[self.number]
+        self.home = self.directory.home(self.number)
         self.events: list[Record] = []
         """All that it said, over all its processes."""
         self.process: trio.Process | None = None
@@ -64,17 +69,17 @@ class Peer:
         others = [peer.address for peer in self._swarm.peers if peer is not self]
         options = (*self._swarm.trainer, *self.trainer)
         settings = dataclasses.replace(
-            self._swarm.directory.peer_config(self.index),
+            self.directory.peer_config(self.number),
             listen=listen,
             bootstrap=tuple(filter(None, [*others, self._swarm.door])),
             trainer=(sys.executable, "-P", str(TINY_TRAINER), *options),
             peer_timeout_s=self._swarm.peer_timeout_s,
         )
-        file = self._swarm.directory.write_peer_config(self.index, settings)
+        file = self.directory.write_peer_config(self.number, settings)
         command = [*prefix, sys.executable, "-P", "-m", "barnraise.node", str(file)]
-        with self._swarm.directory.stderr_file(self.index).open("ab") as stderr:
+        with self.directory.stderr_file(self.number).open("ab") as stderr:
             self.process = await trio.lowlevel.open_process(
-                [*command, str(self._swarm.directory.run_file)],
+                [*command, str(self.directory.run_file)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -132,6 +137,12 @@ class Peer:
         await self.process.stdin.aclose()
         return await self.end()
 
+    async def wish(self, text: str) -> None:
+        """Ask it for something on its stdin: ``leave``, or ``pause N``."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        await self.process.stdin.send_all(f"{text}\n".encode())
+
     def strike(self, number: signal.Signals) -> None:
         """Send a signal to its process alone."""
         assert self.process is not None
@@ -154,7 +165,7 @@ class Peer:
     @property
     def words(self) -> str:
         """The end of its stderr."""
-        file = self._swarm.directory.stderr_file(self.index)
+        file = self.directory.stderr_file(self.number)
         return file.read_text(errors="replace")[-1500:] if file.exists() else ""
 
     def kill_group(self) -> None:
@@ -201,6 +212,17 @@ class Swarm:
         await first.start(fault=(faults or {}).get(first.index, ""), listen=listen)
         for peer in others:
             await peer.start(fault=(faults or {}).get(peer.index, ""))
+
+    def visitor(self) -> Peer:
+        """Return a peer that is no founder and knows no more than an invitation tells."""
+        config = self.directory.config
+        assert config is not None
+        key = ClusterKey.load(self.directory.path / rundir.CLUSTER_KEY_FILE)
+        invitation = Invitation(run=config.run_id, addresses=(self.door,), secret=key.secret)
+        place = self.directory.path.parent / f"visitor-{len(self.peers)}"
+        peer = Peer(self, len(self.peers), rundir.join(invitation, place, datetime(2026, 1, 2)))
+        self.peers.append(peer)
+        return peer
 
     def tell(self) -> None:
         """Print how far everybody is, for whoever reads of a failure."""
@@ -285,13 +307,14 @@ class Book:
 
 def read(swarm: Swarm, index: int) -> Book:
     """Read and check the store of a peer that has ended: its log follows, its tensors are those that it names."""
-    home = swarm.directory.home(index)
-    store = Store(home / "log.sqlite", swarm.directory.config.run_id)
+    home, config = swarm.peers[index].home, swarm.directory.config
+    assert config is not None
+    store = Store(home / "log.sqlite", config.run_id)
     try:
         founding = store.founding()
         assert founding is not None
         state = genesis(
-            swarm.directory.config,
+            config,
             len(founding.blocks),
             founding.theta,
             root_of(np.zeros(founding.blocks[-1][1], np.float32)),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from barnraise.codec.codec import codec_of
 from barnraise.ids import Digest
 from barnraise.swarm.workspace import Workspace
 
@@ -60,7 +61,7 @@ def uninterrupted(swarm: Swarm) -> tuple[Digest, ...]:
     """Return the roots of the parameters after each round when nothing happens, computed here and now."""
     config, peers = swarm.directory.config, swarm.directory.peers
     zeros, blocks = np.zeros(SIZE, np.float32), ((0, SIZE // 2), (SIZE // 2, SIZE))
-    spaces = {peer: Workspace(blocks, initial(SIZE), zeros, zeros) for peer in peers}
+    spaces = {peer: Workspace(blocks, initial(SIZE), zeros, zeros, codec=codec_of(config)) for peer in peers}
     memories = dict.fromkeys(peers, zeros)
     exponents = (config.round.grid_exponent,) * len(blocks)
     count = config.round.steps * config.inner.batch_size
@@ -73,12 +74,12 @@ def uninterrupted(swarm: Swarm) -> tuple[Digest, ...]:
             spaces[peer].encode(update, exponents, 1)
             ours.incoming_update(peer, 0, 1)[:] = spaces[peer].outgoing(0, 1)
         ours.aggregate(0, 1, 0, [(peer, count) for peer in peers], peers[0])
-        made = ours.step(0, exponents, config.outer)
+        made = ours.step(0, exponents, config, round_, 1)
         exponents = made.exponents
         roots.append(made.theta)
         theta, momentum = ours.pending()
         for space in spaces.values():
-            space.replace(theta, momentum, contributed=True)
+            space.replace(theta, momentum, space.residual_behind(contributed=True))
     return tuple(roots)
 
 

@@ -22,6 +22,7 @@ from barnraise.link.messages import (
     Begin,
     Done,
     Failed,
+    Finished,
     FromPeer,
     FromTrainer,
     Hello,
@@ -64,7 +65,7 @@ class Trainer:
         layout = (Tensor("first", (self._size // 2,)), Tensor("second", (self._size - self._size // 2,)))
         self._tell(Hello(version=VERSION, pid=os.getpid(), layout=layout, data_digest=bytes(32), device="none"))
         work = self._receive()
-        while work is not None and not isinstance(work, Stop):
+        while work is not None and not isinstance(work, Stop | Finished):
             if isinstance(work, Initialise):
                 self._initialise(work)
             else:
@@ -96,6 +97,7 @@ class Trainer:
         self._tell(
             Done(
                 round=work.round,
+                order=work.order,
                 steps=work.steps,
                 samples=len(samples),
                 tokens=10 * len(samples),

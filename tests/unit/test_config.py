@@ -7,14 +7,20 @@ from typing import Any
 import pytest
 
 from barnraise.config import (
+    BULK_PORT,
+    CONTROL_PORT,
+    ELSEWHERE,
+    PEER_PRESETS,
     PRESETS,
     DataConfig,
     OuterConfig,
     PeerConfig,
     RoundConfig,
     RunConfig,
+    build,
     flatten,
     load_peer_config,
+    load_peer_table,
     load_run_config,
     run_config,
     save,
@@ -68,7 +74,8 @@ def test_the_environment_overrides_the_file_and_the_file_the_defaults(tmp_path: 
         ("[inner]\nclip_norm = nan", "inner.clip_norm = nan is not a number"),
         ("[round]\nrounds = 0", "round.rounds = 0 is outside"),
         ("[model]\nhidden_size = 100\nnum_heads = 3", "not a multiple"),
-        ('[outer]\noptimizer = "adam"', "outer.optimizer"),
+        ('[outer]\noptimizer = "adam"', "unknown key 'outer.optimizer'"),
+        ('strategy = "gossip"', "strategy"),
         ("seed = ", "is not TOML"),
         ("[inner]\nbatch_size = 1.5", "inner.batch_size"),
     ],
@@ -108,6 +115,58 @@ def test_the_run_id_covers_every_rule_and_no_path() -> None:
         replace(base, model=PRESETS["small"]),
     ]
     assert len({config.run_id for config in [base, *changed]}) == len(changed) + 1
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.yml"])
+def test_yaml_says_what_toml_says(tmp_path: Path, name: str) -> None:
+    config = RunConfig(seed=7, founders=("a", "no", "1e3"), outer=OuterConfig(lr=1e-05), model=PRESETS["small"])
+    save(config, tmp_path / name)
+    assert load_run_config(tmp_path / name) == config
+    assert load_run_config(tmp_path / name).run_id == config.run_id
+
+
+ONE_FILE = "seed = 3\n[round]\nsteps = 9\n[peer]\nmax_peers = 10\n"
+
+
+def test_one_file_holds_the_run_and_the_peer(tmp_path: Path) -> None:
+    path = written(tmp_path, ONE_FILE)
+    assert load_run_config(path) == RunConfig(seed=3, round=RoundConfig(steps=9))
+    peer = load_peer_table(path, {"data_dir": "/data", "cluster_key_file": Path("/key"), "max_peers": 20})
+    assert peer == PeerConfig(data_dir=Path("/data"), cluster_key_file=Path("/key"), max_peers=10)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("peer = 3", "peer = 3 is no table"),
+        ("[peer]\nmax_peer = 10", "unknown key 'peer.max_peer'"),
+        ("[peer]\nmax_peers = []", "peer.max_peers"),
+        ("[peer]\ndata_dir = 3", "peer.data_dir = 3: a path is text"),
+        ("[peer]\nmax_peers = 3", "cluster_key_file"),
+    ],
+)
+def test_a_wrong_peer_table_is_refused_by_name(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_peer_table(written(tmp_path, text), {"data_dir": "/data"})
+
+
+@pytest.mark.parametrize(("theirs", "ours"), sorted(ELSEWHERE.items()))
+def test_a_key_by_another_programs_name_is_answered_with_ours(tmp_path: Path, theirs: str, ours: str) -> None:
+    *_, key = ours.split(".")
+    assert ours in flatten(RunConfig()) or key in {*PeerConfig.__dataclass_fields__, "model"}
+    kind = PeerConfig if ours.startswith("peer.") else RunConfig
+    if theirs not in kind.__dataclass_fields__:
+        with pytest.raises(ConfigError, match=f"It is called {ours} here"):
+            build(kind, {theirs: 1}, "here")
+
+
+def test_the_kinds_of_settings_are_settings() -> None:
+    for preset in PEER_PRESETS.values():
+        peer = build(PeerConfig, {"data_dir": "/data", "cluster_key_file": "/key", **preset}, "preset")
+        assert peer.listen.endswith(f"/tcp/{CONTROL_PORT}")
+        assert peer.bulk_listen.endswith(f":{BULK_PORT}")
+    assert "127.0.0.1" in PEER_PRESETS["local"]["listen"]
+    assert PEER_PRESETS["local"].keys() == {"listen", "bulk_listen"}
 
 
 def test_keys_are_flattened_with_dots() -> None:

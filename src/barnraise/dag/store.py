@@ -1,6 +1,7 @@
 """The peer's durable memory: the agreed log, the vertices, the newest promise; SQLite, one file.
 
 Every method is one transaction. `synchronous=FULL` in WAL mode: what a method has returned from survives a power cut.
+A peer holds its directory locked, so there is one writer; `Store.read` sees what it wrote, while it runs and after.
 """
 
 import sqlite3
@@ -8,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
 from barnraise.consensus.voting import Decision, Persisted
+from barnraise.dag.lock import DirectoryLock
 from barnraise.errors import ConfigError, LocalError
 from barnraise.ids import Digest, RunId
 from barnraise.swarm import records
@@ -24,6 +27,9 @@ CREATE TABLE IF NOT EXISTS vertex (id BLOB PRIMARY KEY, round INTEGER, record BL
 CREATE TABLE IF NOT EXISTS ballot (only_one INTEGER PRIMARY KEY CHECK (only_one = 0), record BLOB);
 CREATE TABLE IF NOT EXISTS residual (only_one INTEGER PRIMARY KEY CHECK (only_one = 0), name BLOB);
 """
+
+BUSY_S: Final = 5.0
+"""Readers never keep a writer waiting, but whoever opens the file after a crash first replays what was written."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _votes: msgspec.msgpack.Decoder[tuple[tuple[str, bytes], ...]] = msgspec.msgpack.Decoder(tuple[tuple[str, bytes], ...])
@@ -39,74 +45,31 @@ class Founding:
     blocks: tuple[tuple[int, int], ...]
 
 
-class Store:
-    """Opened by one process at a time; its methods may be called from any thread, one at a time."""
+class Reader:
+    """The log and the vertices, to be looked at; each call sees what was durable when it began."""
 
-    def __init__(self, path: Path, run: RunId) -> None:
-        """Open or create the file.
-
-        Raises:
-            ConfigError: it belongs to another run, is in use, or is no database.
-        """
-        try:
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
-            self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(
-                f"{path}: cannot be used ({error}). Is another peer running in this directory?"
-            ) from error
-        found = self._connection.execute("SELECT id FROM run").fetchone()
-        if found and found[0] != run:
-            self.close()
-            raise ConfigError(
-                f"{path}: holds run {found[0].hex()[:12]}, not {run.hex()[:12]}. Name another data directory."
-            )
-        self._run = run
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Take an open database; `Store.read` opens one."""
+        self._connection = connection
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
-    def found(self, theta: Digest, blocks: Sequence[tuple[int, int]]) -> None:
-        """Remember what the run begins with."""
-        self._connection.execute("INSERT INTO run VALUES (0, ?, ?, ?)", (self._run, theta, _encode(tuple(blocks))))
+    def run(self) -> RunId | None:
+        """Return the id of the run whose log this is; None before it began."""
+        row = self._connection.execute("SELECT id FROM run").fetchone()
+        return RunId(row[0]) if row else None
 
     def founding(self) -> Founding | None:
         """Return what the run began with; None on a fresh disk."""
         row = self._connection.execute("SELECT theta, blocks FROM run").fetchone()
         return Founding(theta=Digest(row[0]), blocks=_blocks.decode(row[1])) if row else None
 
-    def persist(self, ballot: Persisted) -> None:
-        """Remember a promise."""
-        self._connection.execute("INSERT OR REPLACE INTO ballot VALUES (0, ?)", (_encode(ballot),))
-
     def ballot(self) -> Persisted | None:
         """Return the newest promise."""
         row = self._connection.execute("SELECT record FROM ballot").fetchone()
         return _persisted.decode(row[0]) if row else None
-
-    def append(self, height: int, log: Sequence[Decision], vertices: Sequence[Vertex], residual: Digest | None) -> None:
-        """Add decisions from ``height`` on, and the vertices and residual that they lead to: all of it or nothing.
-
-        Raises:
-            LocalError: the log does not end at ``height``.
-            sqlite3.OperationalError: the disk is full, say; nothing is added.
-        """
-        if self.height() != height:
-            raise LocalError(f"the log ends at {self.height()}, and something came for {height}")
-        with self._connection:
-            self._connection.execute("BEGIN")
-            for place, decision in enumerate(log, start=height):
-                entry = (place, decision.view, decision.value, _encode(decision.votes))
-                self._connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", entry)
-            for vertex in vertices:
-                row = (records.vertex_id(vertex), vertex.round, records.encode(vertex))
-                self._connection.execute("INSERT INTO vertex VALUES (?, ?, ?)", row)
-            if residual is not None:
-                self._connection.execute("INSERT OR REPLACE INTO residual VALUES (0, ?)", (residual,))
 
     def height(self) -> int:
         """Return the number of decisions in the log."""
@@ -129,3 +92,100 @@ class Store:
         """Return the name of the error-feedback residual at the newest vertex."""
         row = self._connection.execute("SELECT name FROM residual").fetchone()
         return Digest(row[0]) if row else None
+
+
+class Store(Reader):
+    """Opened by one process at a time; its methods may be called from any thread, one at a time."""
+
+    def __init__(self, path: Path, run: RunId) -> None:
+        """Open or create the file, and hold its directory.
+
+        Raises:
+            ConfigError: it belongs to another run, its directory is in use, or it is no database.
+        """
+        self._lock = DirectoryLock(path.parent)
+        try:
+            super().__init__(_opened(path))
+            found = self.run()
+            if found not in (None, run):
+                raise ConfigError(
+                    f"{path}: holds run {found.hex()[:12]}, not {run.hex()[:12]}. Name another data directory."
+                )
+        except BaseException:
+            self.close()
+            raise
+        self._run = run
+
+    @staticmethod
+    def read(path: Path) -> Reader:
+        """Open what a peer keeps, to look at it only; the peer may be at work, killed, or gone in order.
+
+        Raises:
+            ConfigError: there is nothing, it cannot be read, or it is no such file.
+        """
+        if not path.is_file():
+            raise ConfigError(f"{path}: no peer keeps its log there. {_NAME_ANOTHER}")
+        connection: sqlite3.Connection | None = None
+        try:
+            # mode=ro: whatever happens here, nothing is checkpointed, cut or deleted under the peer that writes.
+            connection = _connect(f"file:{quote(str(path.absolute()))}?mode=ro")
+            connection.execute("SELECT 1 FROM run, log, vertex LIMIT 1")
+        except sqlite3.DatabaseError as error:
+            if connection is not None:
+                connection.close()
+            raise ConfigError(f"{path}: cannot be read ({error}). {_NAME_ANOTHER}") from error
+        return Reader(connection)
+
+    def close(self) -> None:
+        """Close the file and let another process have the directory."""
+        if hasattr(self, "_connection"):
+            super().close()
+        self._lock.release()
+
+    def found(self, theta: Digest, blocks: Sequence[tuple[int, int]]) -> None:
+        """Remember what the run begins with."""
+        self._connection.execute("INSERT INTO run VALUES (0, ?, ?, ?)", (self._run, theta, _encode(tuple(blocks))))
+
+    def persist(self, ballot: Persisted) -> None:
+        """Remember a promise."""
+        self._connection.execute("INSERT OR REPLACE INTO ballot VALUES (0, ?)", (_encode(ballot),))
+
+    def append(self, height: int, log: Sequence[Decision], vertices: Sequence[Vertex], residual: Digest | None) -> None:
+        """Add decisions from ``height`` on, and the vertices and residual that they lead to: all of it or nothing.
+
+        Raises:
+            LocalError: the log does not end at ``height``.
+            sqlite3.OperationalError: the disk is full, say; nothing is added.
+        """
+        if self.height() != height:
+            raise LocalError(f"the log ends at {self.height()}, and something came for {height}")
+        with self._connection:
+            self._connection.execute("BEGIN")
+            for place, decision in enumerate(log, start=height):
+                entry = (place, decision.view, decision.value, _encode(decision.votes))
+                self._connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", entry)
+            for vertex in vertices:
+                row = (records.vertex_id(vertex), vertex.round, records.encode(vertex))
+                self._connection.execute("INSERT INTO vertex VALUES (?, ?, ?)", row)
+            if residual is not None:
+                self._connection.execute("INSERT OR REPLACE INTO residual VALUES (0, ?)", (residual,))
+
+
+_NAME_ANOTHER: Final = "Name the data directory of a peer, or a run's directory: --dir DIR."
+
+
+def _connect(target: str) -> sqlite3.Connection:
+    return sqlite3.connect(target, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Return the database, made if there is none, with what it holds safe from a power cut."""
+    connection = _connect(f"file:{quote(str(path.absolute()))}")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(_SCHEMA)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise ConfigError(f"{path}: cannot be used ({error}). Name another data directory.") from error
+    return connection

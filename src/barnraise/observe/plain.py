@@ -15,8 +15,10 @@ from barnraise.observe.vocabulary import (
     PeerWaiting,
     RoundCommitted,
     RoundVoid,
+    RunLeft,
     RunStarted,
     TrainerRestarted,
+    TrainerStarted,
 )
 
 
@@ -47,7 +49,11 @@ def line(before: View, after: View, source: int, event: AnyEvent) -> str | None:
             return f"{who}: {short(event.other)} is no member any more ({event.reason})"
         case Error():
             return f"{who} failed: {event.message} {event.next}".rstrip()
-        case PeerExited() if after.peers[source].finished is None:
+        case TrainerStarted() if not any(row.device for row in before.peers):
+            return f"{who} trains on {event.device} in {event.dtype or 'float32'} ({event.reason})"
+        case RunLeft():
+            return f"{who}: {event.reason}"
+        case PeerExited() if not after.peers[source].is_done:
             return f"{who} {after.peers[source].state}"
         case _:
             return None

@@ -21,6 +21,7 @@ from barnraise.observe.vocabulary import (
     RoundProgress,
     RoundVoid,
     RunFinished,
+    RunLeft,
     RunStarted,
     TrainerRestarted,
     TrainerStarted,
@@ -56,6 +57,12 @@ class PeerRow:
     """None while the process lives."""
     error: Error | None = None
     finished: RunFinished | None = None
+    left: RunLeft | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it wants nothing more: the run is over for it, or it has left."""
+        return self.finished is not None or self.left is not None
 
     @property
     def alive(self) -> bool:
@@ -91,6 +98,8 @@ class View:
     ended: float | None = None
     """Unix seconds of the last commit anywhere."""
     tokens: int = 0
+    members: tuple[str, ...] = ()
+    """As the newest round has them."""
 
     @property
     def up(self) -> int:
@@ -105,7 +114,7 @@ class View:
     @property
     def over(self) -> bool:
         """Whether nothing more will happen: every peer that lives has finished, or none lives."""
-        return all(row.finished is not None for row in self.peers if row.alive)
+        return all(row.is_done for row in self.peers if row.alive)
 
     @property
     def wall_s(self) -> float:
@@ -115,7 +124,7 @@ class View:
     @property
     def waiting_since(self) -> float | None:
         """Unix seconds since when every living peer waits; None while one of them works."""
-        since = [row.waiting_since for row in self.peers if row.alive and row.finished is None]
+        since = [row.waiting_since for row in self.peers if row.alive and not row.is_done]
         moments = [moment for moment in since if moment is not None]
         return max(moments) if moments and len(moments) == len(since) else None
 
@@ -135,7 +144,8 @@ def apply(view: View, source: int, event: AnyEvent) -> View:
         case RoundCommitted():
             view = _committed(view, event)
         case RoundPlanned():
-            view = replace(view, began=event.time if view.began is None else min(view.began, event.time))
+            began = event.time if view.began is None else min(view.began, event.time)
+            view = replace(view, began=began, members=event.members)
         case _:
             pass
     if source == LAUNCHER:
@@ -173,6 +183,9 @@ def _row(row: PeerRow, event: AnyEvent) -> PeerRow:
         case RunFinished():
             row = replace(row, bytes_sent=event.bytes_sent, bytes_received=event.bytes_received)
             return _busy(row, "finished", finished=event)
+        case RunLeft():
+            row = replace(row, bytes_sent=event.bytes_sent, bytes_received=event.bytes_received)
+            return _busy(row, event.reason, left=event)
         case PeerExited():
             return replace(row, exit_code=event.code, state=_farewell(row, event.code))
         case PeerJoined() | PeerLost() | PeerLeft() | PeerRefused() | RunStarted() | FaultInjected():
@@ -188,6 +201,8 @@ def _busy(row: PeerRow, state: str, **changes: object) -> PeerRow:
 def _farewell(row: PeerRow, code: int) -> str:
     if row.finished is not None:
         return "finished"
+    if row.left is not None:
+        return row.left.reason
     if code < 0:
         return f"killed by signal {-code} in round {row.round}"
     return row.state if row.error is not None else f"left with exit code {code}"

@@ -73,6 +73,8 @@ class TrainerStarted(_Event, frozen=True, kw_only=True, tag="trainer.started"):
 
     pid: int
     device: str = ""
+    dtype: str = ""
+    """What forward and backward compute in."""
     reason: str = ""
     """Why that device."""
 
@@ -154,6 +156,18 @@ class RunFinished(_Event, frozen=True, kw_only=True, tag="run.finished"):
     bytes_received: int = 0
 
 
+class RunLeft(_Event, frozen=True, kw_only=True, tag="run.left"):
+    """The peer has finished its part and leaves before the run is over; what it has is what was agreed until then."""
+
+    reason: str
+    vertex: str
+    theta_path: str
+    rounds: int = 0
+    tokens: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
 class RunStarted(_Event, frozen=True, kw_only=True, tag="run.started"):
     """The launcher's: a swarm is being raised."""
 
@@ -196,6 +210,7 @@ AnyEvent = (
     | RoundVoid
     | Error
     | RunFinished
+    | RunLeft
     | RunStarted
     | FaultInjected
     | PeerExited

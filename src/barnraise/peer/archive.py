@@ -61,9 +61,18 @@ class Archive:
         log: Sequence[Decision],
         vertices: Sequence[Vertex],
         tensors: tuple[Float32, Float32],
+        names: tuple[Digest, Digest],
         residual: Float32,
     ) -> frozenset[Digest]:
         """Make durable what a result leads to: the files first, then the log entry, in one transaction.
+
+        Args:
+            height: of the first of ``log``.
+            log: decisions.
+            vertices: what they certify.
+            tensors: parameters and outer momentum after the last of them, float32[d] each.
+            names: their hashes.
+            residual: float32[d].
 
         Returns:
             The names of all files that are still needed, for `prune`.
@@ -71,15 +80,16 @@ class Archive:
         Raises:
             OSError, sqlite3.OperationalError: the disk is full, say; the log is as it was.
         """
-        newest = vertices[-1]
-        await self.write_tensors(tensors, (Digest(newest.model), Digest(newest.outer)))
+        await self.write_tensors(tensors, names)
         rest = await self._on_files(self._put_residual, residual)
 
         def append() -> frozenset[Digest]:
-            self._drill.at("Saved", newest.round - 1)
+            self._drill.at("Saved", vertices[-1].round - 1 if vertices else 0)
             self.store.append(height, log, vertices, rest)
             kept = self.store.vertices(KEPT_VERTICES)
-            return frozenset({rest, *(Digest(root) for vertex in kept for root in (vertex.model, vertex.outer))})
+            return frozenset(
+                {rest, *names, *(Digest(root) for vertex in kept for root in (vertex.model, vertex.outer))}
+            )
 
         return await self.on_log(append)
 

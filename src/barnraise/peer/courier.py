@@ -19,7 +19,7 @@ from barnraise.errors import LocalError, PeerError, Unavailable
 from barnraise.identity import PublicIdentity
 from barnraise.ids import PeerId
 from barnraise.net.seam import Bulk
-from barnraise.swarm.effects import Effect, Transfer
+from barnraise.swarm.effects import Effect, Report, Transfer
 from barnraise.swarm.member import Member
 from barnraise.swarm.records import Count, Decoder
 from barnraise.swarm.round import Work
@@ -30,7 +30,10 @@ RETRY_S: Final = 0.05
 MAX_RETRY_S: Final = 1.0
 """... down to once in this long."""
 MAX_LOG_BYTES: Final = 64 * 1024 * 1024
-"""Largest log that a donor may send: some 1900 rounds of eight members' votes. A longer one needs pieces."""
+"""Largest piece of a log that a donor may send."""
+
+STATE_ATTEMPTS: Final = 12
+"""Some eight seconds in all: checking 512 entries of eight members takes one."""
 
 Post = Callable[[Callable[[float], list[Effect]]], None]
 """Hands an event to the member's machine, from any thread: ``post(lambda now: member.tick(now))``."""
@@ -39,7 +42,8 @@ Post = Callable[[Callable[[float], list[Effect]]], None]
 class Header(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True):
     """What a bulk transfer is."""
 
-    kind: Literal["update", "aggregate", "state"]
+    kind: Literal["update", "aggregate", "log", "state"]
+    """``log``: a piece of a state's log; ``state``: the tensors, and the log's last piece."""
     round: Count
     attempt: Count
     shard: Count
@@ -92,8 +96,8 @@ class FetchedState:
 
     donor: PeerId
     log: bytes
-    theta: Float32
-    momentum: Float32
+    tensors: tuple[Float32, Float32] | None
+    """Parameters and outer momentum; None: more of the log is to come."""
 
     def opened(self) -> OpenedLog:
         """Return its log, checked for form and not yet for truth.
@@ -142,7 +146,7 @@ class Courier:
         header = self._read(data)
         if header is None:
             return None
-        if header.kind == "state":
+        if header.kind in ("log", "state"):
             return self._state_buffer(sender, header, size)
         member, work = self._member, self._member.work
         if (
@@ -165,15 +169,27 @@ class Courier:
         header, work = self._read(data), self._member.work
         if header is None:
             return
-        if header.kind == "state":
-            self._state_arrived(sender)
+        if header.kind in ("log", "state"):
+            self._state_arrived(sender, header)
         elif not _is_of(header, work):
             return  # its round ended while it was under way, and with the round its place here
         elif header.kind == "update":
-            leaf = shards.leaf(self._workspace.incoming_update(sender, header.shard, work.plan.num_shards))
-            self._post(lambda now: self._member.update_arrived(now, header.round, sender, header.shard, leaf))
+            place = self._workspace.incoming_update(sender, header.shard, work.plan.num_shards)
+            leaf = shards.leaf(place)
+            if self._is_sound(sender, header, place):
+                self._post(lambda now: self._member.update_arrived(now, header.round, sender, header.shard, leaf))
         else:
-            self._post(lambda now: self._member.aggregate_arrived(now, header.round, header.attempt, header.shard))
+            place = self._workspace.incoming_aggregate(header.attempt, header.shard, work.plan.num_shards)
+            if self._is_sound(sender, header, place):
+                self._post(lambda now: self._member.aggregate_arrived(now, header.round, header.attempt, header.shard))
+
+    def _is_sound(self, sender: PeerId, header: Header, place: memoryview) -> bool:
+        """Tell whether a shard can be decoded; one that cannot counts as not arrived, and its sender is named."""
+        complaint = self._workspace.codec.complaint(np.asarray(place))
+        if complaint:
+            reason = f"shard {header.shard} of round {header.round} ({header.kind}): {complaint}"
+            self._post(lambda now: [Report(event="peer.refused", fields={"peer": sender, "reason": reason})])
+        return not complaint
 
     def _is_verified(self, sender: PeerId, shard: int) -> bool:
         """Tell whether this very shard is here already: it may be in use, and is not overwritten."""
@@ -182,11 +198,10 @@ class Courier:
         return leaf is not None and (promise is None or promise.message.leaves[shard] == leaf)
 
     def _size_of(self, header: Header, work: Work) -> int:
-        start, stop = shards.bounds(self._workspace.size, work.plan.num_shards)[header.shard]
-        return (stop - start) * np.dtype(np.int16).itemsize
+        return self._workspace.shard_bytes(header.shard, work.plan.num_shards)
 
     def _state_buffer(self, sender: PeerId, header: Header, size: int) -> memoryview | None:
-        tensors = 2 * 4 * self._workspace.size
+        tensors = 2 * 4 * self._workspace.size if header.kind == "state" else 0
         if sender != self._expected or size != header.shard + tensors or not 0 < header.shard <= MAX_LOG_BYTES:
             return None
         if self._incoming is not None and self._incoming[0] == sender:
@@ -195,15 +210,14 @@ class Courier:
         self._incoming = sender, buffer
         return memoryview(buffer)
 
-    def _state_arrived(self, sender: PeerId) -> None:
+    def _state_arrived(self, sender: PeerId, header: Header) -> None:
         incoming = self._incoming  # once: the event loop may give the donor up at any moment
         if incoming is None or incoming[0] != sender or sender != self._expected:
             return
-        buffer, size = incoming[1], self._workspace.size
-        tensors = np.frombuffer(buffer, "<f4", count=2 * size)
-        log = bytes(buffer[tensors.nbytes :])
-        theta, momentum = tensors[:size].copy(), tensors[size:].copy()
-        self._fetched(FetchedState(donor=sender, log=log, theta=theta, momentum=momentum))
+        buffer, size = incoming[1], self._workspace.size if header.kind == "state" else 0
+        flat = np.frombuffer(buffer, "<f4", count=2 * size)
+        tensors = (flat[:size].copy(), flat[size:].copy()) if size else None
+        self._fetched(FetchedState(donor=sender, log=bytes(buffer[flat.nbytes :]), tensors=tensors))
 
     def _read(self, data: bytes) -> Header | None:
         try:
@@ -265,15 +279,33 @@ class Courier:
         return is_over and self._member.presence.is_behind(parcel.to, state.height)
 
     async def push_state(
-        self, bulk: Bulk, to: PeerId, height: int, log: Sequence[Decision], voters: Sequence[PublicIdentity]
+        self,
+        bulk: Bulk,
+        to: PeerId,
+        height: int,
+        log: Sequence[Decision],
+        voters: Sequence[bytes],
+        tensors: tuple[Float32, Float32] | None,
     ) -> None:
-        """Send the log from ``height`` on, and the newest parameters and outer momentum.
+        """Send a piece of the log, from ``height`` on, and with the last piece the parameters and outer momentum.
+
+        A receiver that is still checking the piece before refuses; it is asked again, a few times.
 
         Raises:
             Unavailable: the other side is gone or did not ask for it.
         """
-        theta, momentum = self._workspace.theta, self._workspace.momentum
         entries = tuple((decision.view, decision.value, decision.votes) for decision in log)
-        body = _encode(StateLog(height, entries, tuple(voter.encode() for voter in voters)))
-        header = _encode(Header(kind="state", round=0, attempt=0, shard=len(body)))
-        await bulk.send(to, header, [as_bytes(theta), as_bytes(momentum), memoryview(body)])
+        body = _encode(StateLog(height, entries, tuple(voters)))
+        header = _encode(Header(kind="state" if tensors else "log", round=0, attempt=0, shard=len(body)))
+        parts = [*(as_bytes(tensor) for tensor in tensors or ()), memoryview(body)]
+        pause_s = RETRY_S
+        for _ in range(STATE_ATTEMPTS):
+            try:
+                await bulk.send(to, header, parts)
+            except Unavailable as error:
+                refusal = error
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_RETRY_S)
+            else:
+                return
+        raise refusal

@@ -8,7 +8,7 @@ transfers, arithmetic) runs beside it and posts an event when it is done. Arithm
 import contextlib
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, assert_never
 
@@ -22,30 +22,29 @@ from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
 from barnraise.errors import LocalError, PeerError, Unavailable
 from barnraise.ids import Digest, PeerId
-from barnraise.link.messages import Begin, Done, Failed, Initialised, Progress, Segment
-from barnraise.link.process import TrainerEvent, TrainerProcess, TrainerUp
-from barnraise.net.seam import Bulk, Network, PeerDown, PeerUp, Received
+from barnraise.link.messages import Begin, Done, Failed, Finished, Initialised, Progress, Segment
+from barnraise.link.process import TrainerEvent, TrainerGone, TrainerLink, TrainerUp
+from barnraise.net.seam import Bulk, Network, NetworkEvent, PeerDown, PeerUp, Received, Refused
 from barnraise.observe.events import EventLog
+from barnraise.observe.status import STATUS_FILE, Status, StatusFile
 from barnraise.peer.archive import Archive
 from barnraise.peer.books import RoundBooks
 from barnraise.peer.courier import Courier, FetchedState
 from barnraise.peer.faults import Drill
+from barnraise.peer.handover import Giver, Taker
 from barnraise.peer.keyring import Keyring, read_hello
+from barnraise.peer.status import status_of
 from barnraise.swarm import effects, messages
-from barnraise.swarm.adopt import adopt
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.member import Member
 from barnraise.swarm.records import MICRO
 from barnraise.swarm.round import Stepped, Trained
-from barnraise.swarm.workspace import Roots, Workspace, root_of
+from barnraise.swarm.workspace import Roots, Workspace
 
 TICK_S: Final = 0.25
 INBOX_EVENTS: Final = 1024
 SEND_PATIENCE_S: Final = 0.05
 """How long a peer whose queue is full may hold up what we say to the others."""
-STATE_ANSWER_S: Final = 5.0
-"""A donor that has not begun to send by then has nothing to send, or is gone."""
-STATE_DEADLINE_S: Final = 60.0
 LINGER_S: Final = 20.0
 """A peer that is done waits this long for others that are a little behind and may need it."""
 
@@ -65,9 +64,10 @@ class Driver:
         store: Store,
         blobs: Blobs,
         keys: Keyring,
-        trainer: TrainerProcess,
+        trainer: TrainerLink,
         events: EventLog,
         network: Network,
+        device: str = "",
     ) -> None:
         self._config = config
         self._member = member
@@ -76,23 +76,30 @@ class Driver:
         self._trainer = trainer
         self._events = events
         self._network = network
+        self._device = device
+        self._status_file = StatusFile(config.data_dir / STATUS_FILE)
         self._inbox_in, self._inbox = trio.open_memory_channel[Event | FetchedState](INBOX_EVENTS)
         self._token = trio.lowlevel.current_trio_token()
         self._computing = trio.CapacityLimiter(1)
         self._books = RoundBooks()
         self._drill = Drill()
         self._archive = Archive(store, blobs, self._drill)
-        self._encoded_round = -1
-        self._catching_up: effects.CatchUp | None = None
+        self._order = 0
+        self._encoded_order = 0
         self._done = trio.Event()
         self._finished_at: float | None = None
-        self._serving: set[PeerId] = set()
         self._bulk: Bulk | None = None
         self._nursery: trio.Nursery | None = None
         self.courier = Courier(member, workspace, self.post_from_thread, self._fetched_in_thread)
+        self._giver = Giver(member, workspace, self._archive, keys, self.courier)
+        self._taker = Taker(member, workspace, keys, self.courier, events)
 
-    async def run(self, bulk: Bulk) -> None:
-        """Work until the run is over and nobody needs us any more.
+    async def leave(self, after_round: int | None = None) -> None:
+        """Finish the round, or ``after_round``, and leave the run."""
+        await self._post(functools.partial(self._member.leave, after_round=after_round))
+
+    async def run(self, bulk: Bulk, meanwhile: Sequence[NetworkEvent] = ()) -> None:
+        """Work until the run is over and nobody needs us any more; begin with what the network told before.
 
         Raises:
             LocalError: the trainer cannot go on.
@@ -101,7 +108,7 @@ class Driver:
         self._bulk = bulk
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._hear_network)
+            nursery.start_soon(self._hear_network, meanwhile)
             nursery.start_soon(self._hear_trainer)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._work)
@@ -134,10 +141,25 @@ class Driver:
             trio.from_thread.run(self._post, event, trio_token=self._token)
 
     async def _tick(self) -> None:
-        while not self._may_leave():
-            await self._post(self._member.tick)
-            await trio.sleep(TICK_S)
+        try:
+            while not self._may_leave():
+                await self._post(self._member.tick)
+                self._status_file.write(self._status())
+                await trio.sleep(TICK_S)
+        finally:
+            self._status_file.write(self._status(), is_last=True)
         self._done.set()
+
+    def _status(self) -> Status:
+        return status_of(
+            self._member,
+            now=trio.current_time(),
+            unix_time=time.time(),
+            address=next(iter(self._network.addresses), ""),
+            device=self._device,
+            bytes_sent=self._total_sent(),
+            bytes_received=self._total_received(),
+        )
 
     def _may_leave(self) -> bool:
         """Tell whether the run is over and nobody who is connected is behind, or has been for too long."""
@@ -146,20 +168,27 @@ class Driver:
         is_late = trio.current_time() > self._finished_at + LINGER_S
         return is_late or not self._member.presence.anyone_behind(self._member.state.height)
 
-    async def _hear_network(self) -> None:
+    async def _hear_network(self, meanwhile: Sequence[NetworkEvent]) -> None:
+        for event in meanwhile:
+            await self._on_network(event)
         async for event in self._network.events:
-            match event:
-                case PeerUp():
-                    await self._greet(event)
-                case PeerDown():
-                    self._events.emit("peer.lost", other=event.peer, reason=event.reason)
-                    if self._bulk is not None:
-                        self._bulk.forget(event.peer)
-                    await self._post(functools.partial(self._member.peer_down, peer=event.peer))
-                    if self._catching_up is not None and self._catching_up.donor == event.peer:
-                        await self._give_up_catching_up()
-                case Received():
-                    await self._post(functools.partial(self._receive, event))
+            await self._on_network(event)
+
+    async def _on_network(self, event: NetworkEvent) -> None:
+        match event:
+            case PeerUp():
+                await self._greet(event)
+            case PeerDown():
+                self._events.emit("peer.lost", other=event.peer, reason=event.reason)
+                if self._bulk is not None:
+                    self._bulk.forget(event.peer)
+                await self._post(functools.partial(self._member.peer_down, peer=event.peer))
+                if self._taker.donor == event.peer:
+                    await self._post(lambda now: self._taker.give_up())
+            case Received():
+                await self._post(functools.partial(self._receive, event))
+            case Refused():
+                self._events.emit("peer.refused", reason=f"{event.address or event.peer}: {event.reason}")
 
     async def _greet(self, event: PeerUp) -> None:
         try:
@@ -180,17 +209,24 @@ class Driver:
         async for event in self._trainer.events:
             await self._on_trainer(event)
 
+    async def _go(self) -> None:
+        """Leave at once: nobody trains here any more."""
+        self._done.set()
+
     async def _on_trainer(self, event: TrainerEvent) -> None:
         match event:
             case TrainerUp():
+                self._device = event.hello.device
                 self._events.emit("trainer.restarted", pid=event.hello.pid, exit=event.died)
             case Progress():
                 steps = self._member.work.plan.steps
                 self._events.emit("round.progress", round=event.round, step=event.step, steps=steps, loss=event.loss)
             case Done():
-                if event.round == self._member.state.round and event.round != self._encoded_round:
-                    self._encoded_round = event.round
+                if event.order == self._order != self._encoded_order:
+                    self._encoded_order = event.order
                     self._start(self._encode, event)
+            case TrainerGone():
+                await (self._go() if event.hung_up else self.leave())
             case Failed():
                 raise LocalError(f"the trainer cannot train round {event.round}: {event.reason}")
             case Initialised():
@@ -220,9 +256,9 @@ class Driver:
             case effects.CatchUp():
                 self._start(self._catch_up, effect)
             case effects.SendState():
-                self._start(self._send_state, effect)
+                self._start(self._giver.give, self._plane, effect)
             case effects.Finish():
-                self._finish()
+                await self._finish(effect)
             case effects.Report():
                 self._events.emit(effect.event, **effect.fields)
             case _:
@@ -242,17 +278,21 @@ class Driver:
         plan, me = effect.plan, self._member.me
         self._books = RoundBooks(sent=self._total_sent(), received=self._total_received())
         slot = plan.slots.get(me)
+        self._order += 1  # what was ordered before is not worth reporting, whether or not there is anything new
         if slot is None:
             return
         work = Begin(
             round=plan.round,
             fragment=0,
+            order=self._order,
             theta_path=str(self._archive.blobs.path(self._member.state.theta_root)),
             update_path=str(self._update_file),
             segments=slot,
             steps=plan.steps,
             first_step=plan.first_step,
             total_steps=plan.total_steps,
+            seconds=plan.seconds,
+            num_members=len(plan.members),
             snapshot_in=self._snapshot_before(plan.round),
             snapshot_out=str(self._snapshot_file(plan.round + 1)),
             evaluate=plan.evaluate.get(me, Segment(0, 0)),
@@ -273,7 +313,8 @@ class Driver:
         began = trio.current_time()
         space = self._workspace
         residual = space.residual_after if effect.contributed and space.residual_after is not None else space.residual
-        saved = effect.height, [effect.decision], (effect.vertex,), space.pending(), residual
+        names = effect.state.theta_root, effect.state.momentum_root
+        saved = effect.height, [effect.decision], (effect.vertex,), space.pending(), names, residual
         self._start(self._archive.prune, await self._archive.save(*saved))
         space.commit(effect.contributed)
         self.courier.round = effect.event.round + 1
@@ -325,10 +366,10 @@ class Driver:
 
     async def _step(self, effect: effects.Step, generation: int) -> None:
         self._books.exchanged()
-        state = self._member.state
+        state, num_shards = self._member.state, self._member.work.plan.num_shards
 
         def order() -> tuple[Roots, tuple[Float32, Float32]]:
-            roots = self._workspace.step(effect.attempt, state.exponents, state.config.outer)
+            roots = self._workspace.step(effect.attempt, state.exponents, state.config, effect.round, num_shards)
             return roots, self._workspace.pending()
 
         found = await self._compute_for(generation, order)
@@ -349,90 +390,51 @@ class Driver:
         await self._archive.write_tensors(tensors, (roots.theta, roots.momentum))
 
     async def _catch_up(self, effect: effects.CatchUp) -> None:
-        self._catching_up = effect
-        self.courier.expect_state(effect.donor)
-        await self._send(effect.donor, messages.encode(messages.StateWanted(height=effect.height)))
-        await trio.sleep(STATE_ANSWER_S)
-        if self._catching_up is effect and self.courier.is_receiving_state:
-            await trio.sleep(STATE_DEADLINE_S)
-        if self._catching_up is effect:
-            await self._give_up_catching_up()
-
-    async def _give_up_catching_up(self) -> None:
-        self._catching_up = None
-        self.courier.expect_state(None)
-        await self._post(self._member.catch_up_failed)
+        self._taker.begin(effect)
+        wanted = messages.StateWanted(height=effect.height, is_hollow=self._member.is_hollow)
+        await self._send(effect.donor, messages.encode(wanted))
+        if await self._taker.watch(effect):
+            await self._post(lambda now: self._taker.give_up())
 
     def _fetched_in_thread(self, fetched: FetchedState) -> None:
         with contextlib.suppress(trio.RunFinishedError, trio.Cancelled):
-            trio.from_thread.run(self._take_state, fetched, trio_token=self._token)
-
-    async def _take_state(self, fetched: FetchedState) -> None:
-        """Check a donor's state and make it ours."""
-        self.courier.expect_state(None)
-        self._catching_up = None
-        await self._inbox_in.send(fetched)
+            trio.from_thread.run(self._inbox_in.send, fetched, trio_token=self._token)
 
     async def _adopt(self, fetched: FetchedState) -> list[Effect]:
-        """Check a donor's state and make it ours: the votes of every entry, and the tensors' hashes."""
-        member = self._member
+        """Check a piece of a donor's state; with the last one make all of it ours."""
         try:
-            opened = await self._compute(fetched.opened)
-            for voter in opened.voters:
-                self._keys.add(voter)
-            if opened.height != member.state.height:
-                raise LocalError(f"it begins at height {opened.height} and we are at {member.state.height}")
-            adopted = await self._compute(adopt, member.state, opened.decisions, self._keys.verify)
-            if not adopted.vertices:
-                raise LocalError("its log leads to no checkpoint")  # only cuts and voids since: the round goes on
-            roots = await self._compute(lambda: (root_of(fetched.theta), root_of(fetched.momentum)))
-            if roots != (adopted.state.theta_root, adopted.state.momentum_root):
-                raise LocalError("its tensors are not those of its log")
+            adoption = await self._compute(self._taker.take, fetched)
         except (LocalError, PeerError) as error:
-            self._events.emit("peer.refused", reason=f"the state of {fetched.donor}: {error}")
-            return member.catch_up_failed(trio.current_time())
-        contributed = adopted.contributed(member.me, self._encoded_round)
-        space = self._workspace
-        residual = space.residual_after if contributed and space.residual_after is not None else space.residual
-        tensors = fetched.theta, fetched.momentum
-        saved = opened.height, opened.decisions, adopted.vertices, tensors, residual
+            return self._taker.refuse(fetched, error)
+        if adoption is None:
+            return []
+        self.courier.expect_state(None)
+        space, state = self._workspace, adoption.state
+        names = state.theta_root, state.momentum_root
+        saved = adoption.height, adoption.log, adoption.vertices, adoption.tensors, names, adoption.residual
         self._start(self._archive.prune, await self._archive.save(*saved))
-        await self._compute(space.replace, fetched.theta, fetched.momentum, contributed)
-        self.courier.round = adopted.state.round
-        return member.caught_up(trio.current_time(), adopted.state)
+        await self._compute(space.replace, *adoption.tensors, adoption.residual)
+        self.courier.round = state.round
+        return self._member.caught_up(trio.current_time(), state)
 
-    async def _send_state(self, effect: effects.SendState) -> None:
-        """Serve a peer that is behind, once at a time."""
-        if effect.to in self._serving:
-            return
-        self._serving.add(effect.to)
-        try:
-            await self._push_state(effect)
-        finally:
-            self._serving.discard(effect.to)
-
-    async def _push_state(self, effect: effects.SendState) -> None:
-        log = await self._archive.on_log(self._archive.store.log, effect.height)
-        if not log:
-            return
-        voters = {PeerId(voter) for decision in log for voter, _ in decision.votes}
-        known = [self._keys.known[voter] for voter in sorted(voters) if voter in self._keys.known]
-        with contextlib.suppress(Unavailable), trio.move_on_after(STATE_DEADLINE_S):
-            await self.courier.push_state(self._plane, effect.to, effect.height, log, known)
-
-    def _finish(self) -> None:
+    async def _finish(self, effect: effects.Finish) -> None:
         """Report the end; `_tick` sees to it that we leave."""
         self._finished_at = trio.current_time()
         state = self._member.state
-        self._events.emit(
-            "run.finished",
-            vertex=state.vertex.hex(),
-            theta_path=str(self._archive.blobs.path(state.theta_root)),
-            rounds=state.round,
-            tokens=state.total_samples * state.config.model.max_seq_len,
-            bytes_sent=self._total_sent(),
-            bytes_received=self._total_received(),
-        )
+        theta = self._archive.blobs.path(state.theta_root)
+        await self._trainer.assign(Finished(round=state.round, theta_path=str(theta)))
+        fields: dict[str, object] = {
+            "vertex": state.vertex.hex(),
+            "theta_path": str(theta),
+            "rounds": state.round,
+            "tokens": state.total_samples * state.config.model.max_seq_len,
+            "bytes_sent": self._total_sent(),
+            "bytes_received": self._total_received(),
+        }
+        if effect.is_over:
+            self._events.emit("run.finished", **fields)
+        else:
+            self._events.emit("run.left", reason=effect.reason, **fields)
 
     # ---- threads, files, figures ------------------------------------------------------------------------------
 

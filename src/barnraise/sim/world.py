@@ -13,10 +13,12 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import blake3
 import numpy as np
 
+from barnraise.codec.codec import Codec, codec_of
 from barnraise.codec.grid import Float32
 from barnraise.collective import exchange
 from barnraise.collective.shards import leaf
@@ -25,7 +27,7 @@ from barnraise.consensus.seniority import is_quorum
 from barnraise.consensus.voting import Decision, Persisted
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
-from barnraise.sim.faults import Crash, Cutoff, Fault, Pause, draw
+from barnraise.sim.faults import Crash, Cutoff, Depart, Fault, Join, Pause, draw, draw_visits
 from barnraise.swarm import effects, messages
 from barnraise.swarm.adopt import adopt
 from barnraise.swarm.effects import Effect
@@ -41,6 +43,9 @@ BLOCKS = ((0, 70), (70, 200))
 TICK_S = 0.25
 QUIET_S = 150.0
 """After this long without new faults, whoever can go on has done so."""
+
+
+CodecName = Literal["grid16", "int8"]
 
 
 @dataclass(kw_only=True)
@@ -67,9 +72,15 @@ class Node:
     life: int = 0
     """Counts restarts: what an earlier life had scheduled is void."""
     paused_until: float = 0.0
+    leaving_since: float | None = None
+    """It has finished its part and stays for those who are behind."""
     performed: dict[tuple[int, str], int] = field(default_factory=dict)
     encoded_round: int = -1
     train_order: int = 0
+    is_hollow: bool = False
+
+
+LINGER_S = 20.0
 
 
 class Broken(AssertionError):
@@ -80,7 +91,14 @@ class World:
     """``num_peers`` peers, a seed, some faults. `run` until everybody who is alive is done."""
 
     def __init__(
-        self, *, seed: int, num_peers: int = 4, rounds: int = 4, faults: Sequence[Fault] = (), horizon_s: float = 2000.0
+        self,
+        *,
+        seed: int,
+        num_peers: int = 4,
+        rounds: int = 4,
+        faults: Sequence[Fault] = (),
+        horizon_s: float = 2000.0,
+        codec: CodecName = "int8",
     ) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -94,18 +112,29 @@ class World:
         self.is_waiting = False
         """The world ended with too few members left: they say so and wait."""
         self._quiet_after_s = QUIET_S + max(
-            (fault.at_s + fault.for_s for fault in faults if not isinstance(fault, Crash)), default=0.0
+            (fault.at_s + getattr(fault, "for_s", 0.0) for fault in faults if not isinstance(fault, Crash)), default=0.0
         )
         self.config = RunConfig(
             founders=tuple(f"peer-{i}" for i in range(num_peers)),
             inner=InnerConfig(batch_size=2),
-            round=RoundConfig(rounds=rounds, steps=3, grace_min_s=5.0, exchange_timeout_s=10.0, agree_timeout_s=3.0),
+            round=RoundConfig(
+                rounds=rounds,
+                steps=3,
+                codec=codec,
+                grace_min_s=5.0,
+                exchange_timeout_s=10.0,
+                agree_timeout_s=3.0,
+            ),
         )
+        joins = [fault for fault in faults if isinstance(fault, Join)]
         self.nodes = [self._new_node(index) for index in range(num_peers)]
+        self.nodes += [self._visitor(index, join) for index, join in enumerate(joins, start=num_peers)]
         for fault in faults:
             self._schedule_fault(fault)
-        for node in self.nodes:
+        for node in self.nodes[:num_peers]:
             self._later(self.rng.uniform(0, 2.0), self._start, node)
+        for node, join in zip(self.nodes[num_peers:], joins, strict=True):
+            self._later(join.at_s, self._arrive, node)
 
     # ---- running ----------------------------------------------------------------------------------------------
 
@@ -119,6 +148,7 @@ class World:
             self.now, _, act = heapq.heappop(self._heap)
             if self.now > self._quiet_after_s and self._waits_rightly():
                 self.is_waiting = True
+                self._check_end()
                 return
             if self.now > self.horizon_s:
                 phases = {n.index: (n.alive, n.member.phase.value, n.member.state.height) for n in self.nodes}
@@ -144,10 +174,10 @@ class World:
 
     def _check_end(self) -> None:
         ends = {(n.member.state.theta_root, n.member.state.vertex) for n in self.nodes if n.alive}
-        if len(ends) != 1:
+        if len(ends) > 1 and not self.is_waiting:
             raise Broken(f"survivors ended with {len(ends)} different checkpoints")
         for node in self.nodes:
-            if node.alive and root_of(node.workspace.theta) != node.member.state.theta_root:
+            if node.alive and not node.is_hollow and root_of(node.workspace.theta) != node.member.state.theta_root:
                 raise Broken(f"peer {node.index} holds other parameters than it agreed to")
 
     # ---- peers ------------------------------------------------------------------------------------------------
@@ -157,9 +187,30 @@ class World:
         theta = np.arange(SIZE, dtype=np.float32) / np.float32(SIZE)
         zeros = np.zeros(SIZE, np.float32)
         disk = Disk(theta=theta, momentum=zeros, residual=zeros)
-        return Node(index=index, peer=peer, disk=disk, member=self._new_member(peer, disk), workspace=_workspace(disk))
+        return Node(
+            index=index,
+            peer=peer,
+            disk=disk,
+            member=self._new_member(peer, disk),
+            workspace=_workspace(disk, codec_of(self.config)),
+        )
 
-    def _new_member(self, peer: PeerId, disk: Disk) -> Member:
+    def _visitor(self, index: int, join: Join) -> Node:
+        """Return a peer that is not there yet."""
+        node = self._new_node(index)
+        node.alive = False
+        node.is_hollow = join.is_hollow
+        if join.is_hollow:
+            node.disk.theta = np.zeros(SIZE, np.float32)
+            node.workspace = _workspace(node.disk, codec_of(self.config))
+        return node
+
+    def _arrive(self, node: Node) -> None:
+        node.alive = True
+        node.member = self._new_member(node.peer, node.disk, is_hollow=node.is_hollow)
+        self._start(node)
+
+    def _new_member(self, peer: PeerId, disk: Disk, *, is_hollow: bool = False) -> Member:
         theta0 = np.arange(SIZE, dtype=np.float32) / np.float32(SIZE)
         state = genesis(self.config, len(BLOCKS), root_of(theta0), root_of(np.zeros(SIZE, np.float32)))
         state = adopt(state, disk.log, _verify).state
@@ -172,6 +223,8 @@ class World:
             peer_timeout_s=30.0,
             ballot=disk.ballot,
             recent=disk.log,
+            is_fresh=not disk.log and disk.ballot is None,
+            is_hollow=is_hollow,
         )
 
     def _start(self, node: Node) -> None:
@@ -191,21 +244,41 @@ class World:
     def _tick(self, node: Node, life: int) -> None:
         if node.alive and node.life == life:
             self._event(node, lambda: node.member.tick(self.now))
+            self._go_when_nobody_is_behind(node)
             self._later(TICK_S, self._tick, node, life)
+
+    def _go_when_nobody_is_behind(self, node: Node) -> None:
+        since = node.leaving_since
+        if since is None or not node.alive or node.paused_until > self.now:
+            return
+        if self.now > since + LINGER_S or not node.member.presence.anyone_behind(node.member.state.height):
+            node.alive = False
+            for other in self.nodes:
+                if other is not node and other.alive:
+                    self._disconnect(other, node)
 
     def _crash(self, node: Node, fault: Crash) -> None:
         node.alive = False
         for other in self.nodes:
             if other is not node and other.alive:
                 self._later(0.01, self._event, other, lambda other=other: other.member.peer_down(self.now, node.peer))
+        if fault.loses_disk:
+            self._lose_disk(node)
         if fault.restart_after_s is not None:
             node.life = -abs(node.life) - 1
             self._later(fault.restart_after_s, self._restart, node)
 
+    def _lose_disk(self, node: Node) -> None:
+        """Forget all but the keys. What nobody else has on disk is lost with it, and may be decided otherwise."""
+        node.disk = self._new_node(node.index).disk
+        others = [other for other in self.nodes if other is not node and (other.alive or other.life < 0)]
+        known = max((len(other.disk.log) for other in others), default=0)
+        self.decided = {height: value for height, value in self.decided.items() if height < known}
+
     def _restart(self, node: Node) -> None:
         node.life, node.alive, node.encoded_round = -node.life, True, -1
         node.member = self._new_member(node.peer, node.disk)
-        node.workspace = _workspace(node.disk)
+        node.workspace = _workspace(node.disk, codec_of(self.config))
         self._start(node)
 
     # ---- time and the network ---------------------------------------------------------------------------------
@@ -265,7 +338,10 @@ class World:
             case Cutoff():
                 pair = frozenset((fault.one, fault.other))
                 self._later(fault.at_s, self._break, pair, fault.for_s)
-            case Crash():
+            case Depart():
+                node = self.nodes[fault.peer]
+                self._later(fault.at_s, lambda: self._event(node, lambda: node.member.leave(self.now)))
+            case Crash() | Join():
                 pass
 
     def _pause(self, node: Node, for_s: float) -> None:
@@ -309,11 +385,13 @@ class World:
                 self._commit(node, effect)
             case effects.CatchUp():
                 donor = self._by_id(effect.donor)
-                self._send(node, donor, StateWanted(height=effect.height))
+                self._send(node, donor, StateWanted(height=effect.height, is_hollow=node.member.is_hollow))
                 self._later(5.0, self._give_up, node, node.life, effect.height)
             case effects.SendState():
-                self._send_state(node, self._by_id(effect.to), effect.height)
-            case effects.Report() | effects.Finish():
+                self._send_state(node, self._by_id(effect.to), effect)
+            case effects.Finish():
+                node.leaving_since = None if effect.is_over else self.now
+            case effects.Report():
                 pass
         self._maybe_crash(node, name)
 
@@ -407,7 +485,9 @@ class World:
         state = node.member.state
         if node.life != life or not node.alive or (state.round, state.attempt) != (effect.round, effect.attempt):
             return
-        roots = node.workspace.step(effect.attempt, state.exponents, self.config.outer)
+        roots = node.workspace.step(
+            effect.attempt, state.exponents, self.config, effect.round, node.member.work.plan.num_shards
+        )
         stepped = Stepped(
             round=effect.round,
             attempt=effect.attempt,
@@ -429,8 +509,13 @@ class World:
         node.disk.log, node.disk.theta, node.disk.momentum = log, space.theta, space.momentum
         node.disk.residual = space.residual
 
-    def _send_state(self, node: Node, to: Node, height: int) -> None:
-        if len(node.disk.log) <= height:
+    def _send_state(self, node: Node, to: Node, asked: effects.SendState) -> None:
+        height = asked.height
+        if (
+            node.member.is_hollow
+            or len(node.disk.log) < height
+            or (len(node.disk.log) == height and not asked.is_hollow)
+        ):
             return
         log = node.disk.log[height:]
         theta, momentum = node.workspace.theta, node.workspace.momentum
@@ -441,7 +526,9 @@ class World:
             adopted = adopt(to.member.state, log, _verify)
             if root_of(theta) != adopted.state.theta_root:
                 return to.member.catch_up_failed(self.now)
-            to.workspace.replace(theta, momentum, adopted.contributed(to.peer, to.encoded_round))
+            residual = to.workspace.residual_behind(any(cut.has(to.peer) for cut in adopted.cuts))
+            to.workspace.replace(theta, momentum, residual)
+            to.is_hollow = False
             self._save(to, to.disk.log + log)
             return to.member.caught_up(self.now, adopted.state)
 
@@ -455,10 +542,15 @@ class World:
         return next(node for node in self.nodes if node.peer == peer)
 
 
-def simulate(seed: int, *, num_peers: int = 4, rounds: int = 4) -> World:
-    """Run one world with faults drawn from the seed; raise `Broken` with the seed in its message."""
-    faults = draw(random.Random(seed), num_peers=num_peers, num_rounds=rounds, horizon_s=20.0 * rounds)
-    world = World(seed=seed, num_peers=num_peers, rounds=rounds, faults=faults)
+def simulate(
+    seed: int, *, num_peers: int = 4, rounds: int = 4, visits: bool = False, codec: CodecName = "int8"
+) -> World:
+    """Run one world with faults drawn from the seed, and visitors; raise `Broken` with the seed in its message."""
+    rng = random.Random(seed)
+    faults = draw(rng, num_peers=num_peers, num_rounds=rounds, horizon_s=20.0 * rounds)
+    if visits:
+        faults += draw_visits(rng, num_peers=num_peers, horizon_s=4.0 * rounds)
+    world = World(seed=seed, num_peers=num_peers, rounds=rounds, faults=faults, codec=codec)
     try:
         world.run()
     except Broken as error:
@@ -466,8 +558,8 @@ def simulate(seed: int, *, num_peers: int = 4, rounds: int = 4) -> World:
     return world
 
 
-def _workspace(disk: Disk) -> Workspace:
-    return Workspace(BLOCKS, disk.theta, disk.momentum, disk.residual)
+def _workspace(disk: Disk, codec: Codec) -> Workspace:
+    return Workspace(BLOCKS, disk.theta, disk.momentum, disk.residual, codec=codec)
 
 
 def _update(theta: Float32, slot: Sequence[Segment]) -> Float32:

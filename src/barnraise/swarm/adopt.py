@@ -8,7 +8,6 @@ import msgspec
 from barnraise.consensus import voting
 from barnraise.consensus.voting import Decision, Verify
 from barnraise.errors import LocalError
-from barnraise.ids import PeerId
 from barnraise.swarm import records
 from barnraise.swarm.records import Cut, Result, Vertex
 from barnraise.swarm.state import State, follow
@@ -22,10 +21,6 @@ class Adopted:
     vertices: tuple[Vertex, ...]
     cuts: tuple[Cut, ...]
     """The cuts that led to a result, in order."""
-
-    def contributed(self, peer: PeerId, round_: int) -> bool:
-        """Tell whether a peer's update of a round was in."""
-        return any(cut.round == round_ and peer in {c.member for c in cut.contributions} for cut in self.cuts)
 
 
 def adopt(state: State, log: Sequence[Decision], verify: Verify) -> Adopted:

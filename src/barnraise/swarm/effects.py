@@ -7,7 +7,7 @@ from barnraise.consensus.voting import Decision, Persisted
 from barnraise.ids import PeerId
 from barnraise.swarm.messages import Message
 from barnraise.swarm.plan import RoundPlan
-from barnraise.swarm.records import Cut, Result, Vertex, Void
+from barnraise.swarm.records import Cut, Regroup, Result, Vertex, Void
 from barnraise.swarm.state import State
 
 
@@ -59,10 +59,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Append:
-    """Put a cut or a void into the log; what moves for the older attempt stops."""
+    """Put a cut, a void or a regroup into the log; what moves for the older attempt stops."""
 
     height: int
-    event: Cut | Void
+    event: Cut | Void | Regroup
     decision: Decision
 
 
@@ -93,11 +93,16 @@ class SendState:
 
     to: PeerId
     height: int
+    is_hollow: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finish:
-    """The run is over; stay for those who are behind, then leave."""
+    """The run is over, or we leave it; stay for those who are behind, then go."""
+
+    is_over: bool
+    """False: others go on, or we do another day."""
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

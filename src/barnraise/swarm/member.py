@@ -4,7 +4,8 @@ Theory of operation. The log alternates between a round's cut and its result (`s
 height; this machine trains, commits, proposes what it may, judges what others propose, and moves on.
 
     phase      leaves it when                              to
-    GATHER     every member was seen, or long enough       TRAIN
+    GATHER     every member was seen, or long enough       TRAIN, or SHORT of members
+    SHORT      a regroup brings enough members             TRAIN
     TRAIN      our update is encoded                       COMMIT (our commitment is out)
     any        the cut is decided                          EXCHANGE
     EXCHANGE   every shard of the aggregate is here        STEP
@@ -12,15 +13,21 @@ height; this machine trains, commits, proposes what it may, judges what others p
     any        the result is decided and we have stepped   TRAIN of the next round, or OVER
     any        the result is decided and we have not       BEHIND, unless we still make it in time
     any        a void is decided                           COMMIT of the next attempt
+    any        a regroup is decided                        TRAIN, or SHORT of members
     BEHIND     a donor's log and tensors are here          TRAIN
+    any        the round we wanted to finish is agreed     OVER
 
 The leader proposes a cut once every member that is not down has committed, or the grace after a quorum of
 commitments is over; a result once it has stepped itself; a void once the exchange waits for a member that is down
-or for too long. Everybody else gives the leader that much time and `agree_timeout_s` more, then votes it out.
+or for too long; a regroup once nobody who was given samples is left, or too few. Everybody else gives the leader that much time and `agree_timeout_s` more, then votes it out.
 
 Two rules keep a crash from splitting the swarm: nothing is sent that rests on a promise not yet on disk
 (`PersistBallot` comes before `Broadcast` in every list of effects), and nothing is applied that is not decided
 (`Commit` is the only effect that changes the agreed tensors).
+
+Who is not a member looks on: it follows the log, says that it wants in, and is let in by a result. It counts one round
+later. A member that comes back with an empty disk may have voted for what it does not remember: it hears from all
+how far they are, and abstains until the entry after that, or until it is clear that nothing is decided without it.
 
 `now` is any clock that does not go backwards, in seconds.
 """
@@ -40,10 +47,10 @@ from barnraise.swarm import effects, proposals, records, speech
 from barnraise.swarm import round as rounds
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.mailbox import Mailbox
-from barnraise.swarm.messages import Commit, Message, StateWanted, Status, Want
+from barnraise.swarm.messages import Commit, Genesis, GenesisWanted, Message, StateWanted, Status, Want
 from barnraise.swarm.pace import Pace
 from barnraise.swarm.presence import Presence
-from barnraise.swarm.records import Cut, Result
+from barnraise.swarm.records import Cut, Regroup, Result
 from barnraise.swarm.round import Phase, Stepped, Trained
 from barnraise.swarm.state import State, apply, check_follows, follow
 
@@ -70,13 +77,23 @@ class Member:
         peer_timeout_s: float,
         ballot: Persisted | None = None,
         recent: Sequence[Decision] = (),
+        is_fresh: bool = False,
+        is_hollow: bool = False,
     ) -> None:
-        """Take up the run at ``state``, with the promise and the last decisions that were found on disk."""
+        """Take up the run at ``state``, with the promise and the last decisions that were found on disk.
+
+        ``is_fresh``: the disk held nothing of the run. ``is_hollow``: we do not have the tensors of ``state``.
+        """
         self.me = me
         self.state = state
         self.phase = Phase.GATHER
         self.work = rounds.new_work(state)
         self.presence = Presence(me=me, timeout_s=peer_timeout_s, started_at=now)
+        self._is_fresh, self.is_hollow = is_fresh, is_hollow
+        self._abstains_to = -1
+        self._abstains_since = now
+        self._leaves_after: int | None = None
+        self._leaves_openly = False
         self._sign = sign
         self._verify = verify
         self._voting = self._new_voting(ballot)
@@ -98,7 +115,7 @@ class Member:
     def peer_up(self, now: float, peer: PeerId) -> list[Effect]:
         """Note an admitted peer; tell it what we said last, which it may have missed."""
         self.presence.up(peer, now)
-        again: list[Effect] = [effects.Send(to=peer, message=message) for message in self._said()]
+        again: list[Effect] = [effects.Send(to=peer, message=message) for message in (self._status(), *self._said())]
         if self.work.exchange:
             again += self._transfers(now, self.work.exchange.peer_up(peer))
         return again + self._advance(now)
@@ -108,6 +125,16 @@ class Member:
         self.presence.down(peer)
         found = self._transfers(now, self.work.exchange.peer_down(peer)) if self.work.exchange else []
         return found + self._advance(now)
+
+    def leave(self, now: float, *, after_round: int | None = None) -> list[Effect]:
+        """Finish the round, or ``after_round``, and go; at once where nothing is to be finished.
+
+        Without ``after_round`` the others are told, and let us go with the round's result; with it they are not: the
+        whole swarm pauses, and its members stay what they are.
+        """
+        self._leaves_openly = after_round is None
+        self._leaves_after = self.state.round if after_round is None else after_round
+        return [effects.Broadcast(message=self._status()), *self._advance(now)]
 
     def tick(self, now: float) -> list[Effect]:
         """Let time pass; call it a few times a second."""
@@ -174,9 +201,13 @@ class Member:
 
     def caught_up(self, now: float, state: State) -> list[Effect]:
         """The driver holds ``state`` (from `adopt`) and its tensors, on disk."""
-        if state.height <= self.state.height:
+        if self.phase is Phase.OVER:
+            return []  # we left while it was coming; it is on disk, for another day
+        if state.height <= self.state.height and not self.is_hollow:
             self._resume(now)
             return self._advance(now)
+        self.is_hollow = False
+        self._abstain(now, state.height)
         self._move_to(state, now)
         found = self._begin_round(now) + self._ask_for_missing()
         # Said at once: the members let us in while we are this far, and the next heartbeat may come rounds later.
@@ -186,6 +217,11 @@ class Member:
     def catch_up_failed(self, now: float) -> list[Effect]:
         """The donor did not deliver; another is asked when the next message shows that we are behind."""
         self._shunned_until[self._asked_donor] = now + SHUN_S
+        if self.phase is Phase.OVER:
+            return []
+        if self.is_hollow:
+            self._enter(Phase.GATHER, now)
+            return []
         if not self._has_begun:
             return self._begin_round(now)
         self._resume(now)
@@ -200,7 +236,7 @@ class Member:
         """
         self.presence.heard(sender, now)
         found: list[Effect] = []
-        if self.phase is Phase.GATHER and not isinstance(message, Status):
+        if self.phase is Phase.GATHER and not self.is_hollow and isinstance(message, BallotMessage | Commit):
             found = self._begin_round(now)  # others have begun
         match message:
             case Commit():
@@ -209,8 +245,12 @@ class Member:
                 found += self._on_status(now, sender, message)
             case Want():
                 found += self._on_want(sender, message)
+            case GenesisWanted():
+                found.append(effects.Send(to=sender, message=Genesis(config=speech.shared_config(self.state))))
+            case Genesis():
+                pass  # only who does not know the run yet asks for it, and asks without this machine
             case StateWanted():
-                found.append(effects.SendState(to=sender, height=message.height))
+                found.append(effects.SendState(to=sender, height=message.height, is_hollow=message.is_hollow))
             case voting.Propose() | voting.Accept() | voting.Change() | voting.Decided():
                 found += self._on_ballot(now, sender, message)
             case _:
@@ -223,7 +263,7 @@ class Member:
         round_ = _round_of(sender, message)
         if round_ == self.state.round + 1:
             self._mailbox.keep(sender, message)
-        if round_ != self.state.round or self.phase is Phase.OVER:
+        if round_ != self.state.round or self.phase in (Phase.OVER, Phase.SHORT):
             return []
         promise = rounds.check_commitment(self.state, self.work, sender, message, self._verify)
         member = PeerId(promise.commitment.member)
@@ -235,7 +275,17 @@ class Member:
         return []
 
     def _on_status(self, now: float, sender: PeerId, message: Status) -> list[Effect]:
-        self.presence.note(sender, height=message.height, wants_in=message.wants_in)
+        self.presence.note(
+            sender,
+            height=message.height,
+            wants_in=message.wants_in,
+            wants_out=message.wants_out,
+            is_hollow=message.is_hollow,
+        )
+        if self.is_hollow or self.phase is Phase.OVER:
+            return []
+        if message.height > self.state.height:
+            self._abstain(now, message.height)
         behind = message.height - self.state.height
         if behind <= 0 or self._owed or self.phase is Phase.BEHIND or now < self._shunned_until.get(sender, now):
             return []
@@ -255,6 +305,8 @@ class Member:
         return found
 
     def _on_ballot(self, now: float, sender: PeerId, message: BallotMessage) -> list[Effect]:
+        if self.phase is Phase.OVER and message.height >= self.state.height:
+            return []
         if message.height > self.state.height:
             self._mailbox.keep(sender, message)
             return []
@@ -270,8 +322,15 @@ class Member:
         """Do whatever has become possible."""
         if self.phase is Phase.OVER:
             return []
+        if departed := self._depart(now):
+            return departed
+        if self.is_hollow:
+            return self._fill(now)
         if self.phase is Phase.GATHER:
             return self._gather(now)
+        if self.state.height <= self._abstains_to and now >= self._abstains_since + self.presence.timeout_s:
+            self._abstains_to = -1  # nothing is decided without us
+            self._voting = self._new_voting(None)
         found = self._start_exchange(now) + self._judge(now)
         found += self._propose(now) + self._impatience(now) + self._settle_owed(now)
         return found + self._say_if_waiting()
@@ -283,6 +342,11 @@ class Member:
             return []
         return self._begin_round(now)
 
+    def _fill(self, now: float) -> list[Effect]:
+        """Fetch the tensors that everything else needs."""
+        willing = [peer for peer in self.presence.donors() if now >= self._shunned_until.get(peer, now)]
+        return self._catch_up(now, willing[0]) if willing and self.phase is not Phase.BEHIND else []
+
     def _propose(self, now: float) -> list[Effect]:
         if self._owed or self.phase is Phase.BEHIND:
             return []
@@ -292,7 +356,7 @@ class Member:
             return []
         if self._voting.bound_value:
             return self._vote(now, self._voting.propose(b""))
-        event = proposals.due(self.state, self.work, self.presence, self._pace, now)
+        event = proposals.due(self.state, self.work, self.presence, self._pace, now, is_leaving=self._leaves_openly)
         return self._vote(now, self._voting.propose(records.encode(event))) if event else []
 
     def _judge(self, now: float) -> list[Effect]:
@@ -363,6 +427,7 @@ class Member:
                 case voting.Broadcast():
                     found.append(effects.Broadcast(message=effect.message))
                 case voting.Persist():
+                    self._is_fresh = False
                     found.append(effects.PersistBallot(record=effect.record))
                 case voting.Judge():
                     self._judging = (effect.view, effect.value)
@@ -380,6 +445,9 @@ class Member:
         if isinstance(event, Result):
             return self._conclude(now, decision)
         append = effects.Append(height=height, event=event, decision=decision)
+        if isinstance(event, Regroup):
+            self._move_to(apply(self.state, event), now)
+            return [append, *self._begin_round(now), *self._replay_early(now)]
         self._move_to(apply(self.state, event), now, keep_round=True)
         self._pace.phase_since = now
         if isinstance(event, Cut):
@@ -411,7 +479,7 @@ class Member:
             contributed=self.me in {entry.member for entry in cut.contributions},
         )
         self._move_to(after, now)
-        return [commit, *self._begin_round(now), *self._replay_early(now)]
+        return [commit, *(self._depart(now) or [*self._begin_round(now), *self._replay_early(now)])]
 
     def _settle_owed(self, now: float) -> list[Effect]:
         """Finish a round that was decided without us, or fetch what it made."""
@@ -465,7 +533,10 @@ class Member:
         self._has_begun = True
         if self.state.is_over:
             self._enter(Phase.OVER, now)
-            return [effects.Finish()]
+            return [effects.Finish(is_over=True)]
+        if not self.state.can_train:
+            self._enter(Phase.SHORT, now)
+            return []
         self._enter(Phase.TRAIN, now)
         plan = self.work.plan
         fields: dict[str, object] = {
@@ -476,6 +547,16 @@ class Member:
         }
         return [effects.Report(event="round.planned", fields=fields), effects.Train(plan=plan)]
 
+    def _depart(self, now: float) -> list[Effect]:
+        """Go, if we want to and there is nothing left for us to finish."""
+        if self._leaves_after is None or self.phase is Phase.OVER:
+            return []
+        idle = self.me not in self.state.peers or self.phase in (Phase.GATHER, Phase.SHORT) or self.is_hollow
+        if not idle and self.state.round <= self._leaves_after and not self._waiting_reason:
+            return []
+        self._enter(Phase.OVER, now)
+        return [effects.Finish(is_over=False, reason=speech.why_leaving(self.state, self.me))]
+
     def _replay_early(self, now: float) -> list[Effect]:
         found: list[Effect] = []
         for sender, message in self._mailbox.take():
@@ -485,7 +566,7 @@ class Member:
                 except PeerError as error:
                     fields: dict[str, object] = {"peer": sender, "reason": str(error)}
                     found.append(effects.Report(event="peer.refused", fields=fields))
-            elif not isinstance(message, Status | Want | StateWanted):
+            elif isinstance(message, BallotMessage):
                 found += self._on_ballot(now, sender, message)
         return found
 
@@ -493,7 +574,7 @@ class Member:
         fresh = Voting(
             height=self.state.height,
             members=self.state.peers,
-            me=self.me,
+            me=PeerId("") if self.state.height <= self._abstains_to else self.me,
             sign=self._sign,
             verify=self._verify,
         )
@@ -501,12 +582,21 @@ class Member:
             fresh.restore(ballot)
         return fresh
 
+    def _abstain(self, now: float, height: int) -> None:
+        """Cast no vote up to this height, if our disk may have forgotten one."""
+        if not self._is_fresh or self.me not in self.state.peers or height <= self._abstains_to:
+            return
+        self._abstains_to, self._abstains_since = height, now
+        self._voting = self._new_voting(None)
+
     def _resume(self, now: float) -> None:
         """Take up the round where its books say it is."""
         if self.work.stepped:
             self._enter(Phase.RESULT, now)
         elif self.work.exchange:
             self._enter(Phase.STEP if self.work.exchange.is_complete else Phase.EXCHANGE, now)
+        elif not self.state.can_train:
+            self._enter(Phase.SHORT, now)
         else:
             self._enter(Phase.COMMIT if self.me in self.work.promises else Phase.TRAIN, now)
 
@@ -517,8 +607,15 @@ class Member:
     # ---- what we say ------------------------------------------------------------------------------------------
 
     def _status(self) -> Status:
-        wants_in = self.me not in self.state.peers and self.phase is not Phase.BEHIND
-        return Status(height=self.state.height, round=self.state.round, wants_in=wants_in)
+        is_leaving = self._leaves_after is not None
+        is_behind = self.phase is Phase.BEHIND or self.is_hollow
+        return Status(
+            height=self.state.height,
+            round=self.state.round,
+            wants_in=self.me not in self.state.peers and not is_behind and not is_leaving,
+            wants_out=self._leaves_openly,
+            is_hollow=self.is_hollow,
+        )
 
     def _said(self) -> list[Message]:
         """Return what we said last, for those that may have missed it."""

@@ -26,6 +26,10 @@ class Status(_Message, frozen=True, kw_only=True):
     round: Count
     wants_in: bool
     """Not a member, has caught up, would like to be one."""
+    wants_out: bool = False
+    """A member that leaves once this round is agreed."""
+    is_hollow: bool = False
+    """Knows the run's configuration and has none of its tensors yet."""
 
 
 class Want(_Message, frozen=True, kw_only=True):
@@ -36,13 +40,25 @@ class Want(_Message, frozen=True, kw_only=True):
     commitments: tuple[str, ...]
 
 
+class GenesisWanted(_Message, frozen=True, kw_only=True):
+    """Please send the run's configuration: whoever joins knows its hash and nothing else."""
+
+
+class Genesis(_Message, frozen=True, kw_only=True):
+    """The run's configuration as TOML, which the run id is the hash of; without paths of the sender's machine."""
+
+    config: str
+
+
 class StateWanted(_Message, frozen=True, kw_only=True):
     """Please send the log from this height on, and the newest vertex's tensors, over the bulk plane."""
 
     height: Count
+    is_hollow: bool = False
+    """Send the tensors also if there is no newer entry."""
 
 
-Message = Commit | Status | Want | StateWanted | Propose | Accept | Change | Decided
+Message = Commit | Status | Want | GenesisWanted | Genesis | StateWanted | Propose | Accept | Change | Decided
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder: Decoder[Message] = Decoder(msgspec.msgpack.Decoder(Message))
@@ -65,4 +81,15 @@ def decode(sender: PeerId, data: bytes) -> Message:
         raise PeerError(sender, f"sent a malformed message: {error}", data) from error
 
 
-__all__ = ["BallotMessage", "Commit", "Message", "StateWanted", "Status", "Want", "decode", "encode"]
+__all__ = [
+    "BallotMessage",
+    "Commit",
+    "Genesis",
+    "GenesisWanted",
+    "Message",
+    "StateWanted",
+    "Status",
+    "Want",
+    "decode",
+    "encode",
+]

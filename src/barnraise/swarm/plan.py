@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from barnraise.collective.shards import MAX_SHARDS
 from barnraise.ids import PeerId
+from barnraise.outer.strategy import strategy_of
 from barnraise.swarm.slots import Segment
 from barnraise.swarm.state import State, assignment
 
@@ -23,22 +24,25 @@ class RoundPlan:
     steps: int
     first_step: int
     total_steps: int
+    seconds: float
+    """Training ends after so long; 0: after all steps."""
     evaluate: dict[PeerId, Segment]
     """Validation windows that each counting member measures the round's base on."""
 
 
 def plan(state: State) -> RoundPlan:
     """Return the assignments of the state's round."""
-    rules = state.config.round
+    rules, steps = state.config.round, strategy_of(state.config).steps(state.config)
     slots = assignment(state).slots
     return RoundPlan(
         round=state.round,
         members=state.peers,
         slots=slots,
         num_shards=min(MAX_SHARDS, len(state.members)),
-        steps=rules.steps,
-        first_step=state.round * rules.steps,
-        total_steps=rules.rounds * rules.steps,
+        steps=steps,
+        first_step=state.round * steps,
+        total_steps=rules.rounds * steps,
+        seconds=rules.seconds,
         evaluate={
             peer: Segment((state.round * len(slots) + i) * VALIDATION_WINDOWS, VALIDATION_WINDOWS)
             for i, peer in enumerate(slots)

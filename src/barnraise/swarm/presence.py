@@ -15,6 +15,8 @@ class _Sighting:
     heard_at: float = 0.0
     height: int = -1
     wants_in: bool = False
+    wants_out: bool = False
+    is_hollow: bool = False
 
 
 @dataclass(kw_only=True)
@@ -39,15 +41,20 @@ class Presence:
         """Note a sign of life."""
         self._seen.setdefault(peer, _Sighting(connected=True)).heard_at = now
 
-    def note(self, peer: PeerId, *, height: int, wants_in: bool) -> None:
+    def note(self, peer: PeerId, *, height: int, wants_in: bool, wants_out: bool, is_hollow: bool) -> None:
         """Note what a peer said of itself."""
         sighting = self._seen.setdefault(peer, _Sighting(connected=True))
-        sighting.height, sighting.wants_in = height, wants_in
+        sighting.height, sighting.is_hollow = height, is_hollow
+        sighting.wants_in, sighting.wants_out = wants_in, wants_out
 
     @property
     def connected(self) -> tuple[PeerId, ...]:
         """Return everybody who is connected."""
         return tuple(peer for peer, sighting in self._seen.items() if sighting.connected)
+
+    def silences(self, now: float) -> dict[PeerId, float]:
+        """Return for everybody who is connected the seconds since it was last heard."""
+        return {peer: now - sighting.heard_at for peer, sighting in self._seen.items() if sighting.connected}
 
     def anyone_behind(self, height: int) -> bool:
         """Tell whether somebody who is connected has not said that it got this far."""
@@ -63,8 +70,8 @@ class Presence:
         return peer in self._seen and self._seen[peer].connected
 
     def is_starting(self, members: Iterable[PeerId]) -> bool:
-        """Tell whether some member has never been seen: early on that is no reason to worry."""
-        return any(peer != self.me and peer not in self._seen for peer in members)
+        """Tell whether some member was never seen, or has not said how far it is: early on that is no reason to worry."""
+        return any(peer != self.me and self._is_new(peer) for peer in members)
 
     def down_among(self, members: Iterable[PeerId], now: float) -> frozenset[PeerId]:
         """Return the members that are gone: disconnected, silent, or never seen since long ago."""
@@ -73,6 +80,16 @@ class Presence:
     def ahead_of(self, height: int) -> tuple[PeerId, ...]:
         """Return the connected peers that said they are further."""
         return tuple(sorted(peer for peer, seen in self._seen.items() if seen.connected and seen.height > height))
+
+    def donors(self) -> tuple[PeerId, ...]:
+        """Return the connected peers that have the run's tensors."""
+        return tuple(
+            sorted(p for p, seen in self._seen.items() if seen.connected and seen.height >= 0 and not seen.is_hollow)
+        )
+
+    def leavers(self, members: Iterable[PeerId]) -> frozenset[PeerId]:
+        """Return the members that said they leave."""
+        return frozenset(peer for peer in members if peer in self._seen and self._seen[peer].wants_out)
 
     def newcomers(self, members: Iterable[PeerId], height: int, now: float) -> tuple[PeerId, ...]:
         """Return the peers that want in, are connected and have caught up."""
@@ -88,6 +105,10 @@ class Presence:
                 and now - sighting.heard_at <= NEWCOMER_FRESH_S
             )
         )
+
+    def _is_new(self, peer: PeerId) -> bool:
+        sighting = self._seen.get(peer)
+        return sighting is None or (sighting.connected and sighting.height < 0)
 
     def _is_gone(self, peer: PeerId, now: float) -> bool:
         sighting = self._seen.get(peer)

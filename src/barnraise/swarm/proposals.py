@@ -6,25 +6,29 @@ from barnraise.ids import PeerId
 from barnraise.swarm import round as rounds
 from barnraise.swarm.pace import Pace
 from barnraise.swarm.presence import Presence
-from barnraise.swarm.records import Cut, LogEvent, Result, Void
+from barnraise.swarm.records import Cut, LogEvent, Regroup, Result, Void
 from barnraise.swarm.round import Work
 from barnraise.swarm.state import State
 
 
-def due(state: State, work: Work, presence: Presence, pace: Pace, now: float) -> LogEvent | None:
-    """Return the entry that it is time for; None: not yet."""
+def due(
+    state: State, work: Work, presence: Presence, pace: Pace, now: float, *, is_leaving: bool = False
+) -> LogEvent | None:
+    """Return the entry that it is time for; None: not yet. ``is_leaving``: we ourselves want out."""
     if state.cut is None:
-        return _cut(state, work, presence, pace, now)
+        return _regroup(state, work, presence, now) or _cut(state, work, presence, pace, now)
     if work.stepped is not None:
-        joined, left = _membership_changes(state, presence, now)
+        joined, left = _membership_changes(state, presence, now, is_leaving=is_leaving)
         return rounds.build_result(state, work, work.stepped, joined=joined, left=left)
     return _void(state, work, presence, pace, now)
 
 
 def is_enough(state: State, work: Work, presence: Presence, now: float) -> bool:
-    """Tell whether the commitments at hand, of members that are not down, make a cut."""
+    """Tell whether what is at hand makes a cut, or a regroup: from now on the leader owes us an entry."""
     down = presence.down_among(state.peers, now)
-    return rounds.is_enough(work, rounds.ready(state, work, down), down)
+    if rounds.is_enough(state, work, rounds.ready(state, work, down), down):
+        return True
+    return _regroup(state, work, presence, now) is not None
 
 
 def agrees(state: State, work: Work, event: LogEvent) -> bool:
@@ -32,7 +36,7 @@ def agrees(state: State, work: Work, event: LogEvent) -> bool:
     match event:
         case Cut():
             return not rounds.unknown_contributions(work, event)
-        case Void():
+        case Void() | Regroup():
             return True
         case Result():
             return work.stepped is not None and rounds.is_valid_result(state, work, work.stepped, event)
@@ -44,10 +48,23 @@ def _cut(state: State, work: Work, presence: Presence, pace: Pace, now: float) -
     """Everybody who is not down is in, or the grace is over."""
     down = presence.down_among(state.peers, now)
     ready = rounds.ready(state, work, down)
-    if not rounds.is_enough(work, ready, down):
+    if not rounds.is_enough(state, work, ready, down):
         return None
     awaited = set(work.plan.slots) - set(ready) - state.without - down
     return rounds.build_cut(state, work, ready) if not awaited or pace.grace_is_over(now) else None
+
+
+def _regroup(state: State, work: Work, presence: Presence, now: float) -> Regroup | None:
+    """Too few of those who were given samples are there, or may ever be: let in who is."""
+    down = presence.down_among(state.peers, now)
+    able = [peer for peer in state.counting if peer not in down]
+    if able and len(able) >= state.config.round.min_peers:
+        return None
+    joined = presence.newcomers(state.peers, state.height, now)
+    waiting = [peer for peer in state.peers if peer not in state.counting and peer not in down]
+    if not joined and not waiting:
+        return None
+    return rounds.build_regroup(state, joined=joined, left=sorted(down))
 
 
 def _void(state: State, work: Work, presence: Presence, pace: Pace, now: float) -> Void | None:
@@ -62,15 +79,24 @@ def _void(state: State, work: Work, presence: Presence, pace: Pace, now: float) 
     return rounds.build_void(state, gone) if gone else None
 
 
-def _membership_changes(state: State, presence: Presence, now: float) -> tuple[tuple[PeerId, ...], tuple[PeerId, ...]]:
-    """Return who joins and who leaves with this result."""
+def _membership_changes(
+    state: State, presence: Presence, now: float, *, is_leaving: bool
+) -> tuple[tuple[PeerId, ...], tuple[PeerId, ...]]:
+    """Return who joins and who leaves with this result.
+
+    Where all want out nobody is let go: the run pauses, and the same members go on with it another day.
+    """
     contributed = {entry.member for entry in state.cut.contributions} if state.cut else set()
     down = presence.down_among(state.peers, now)
     patience = state.config.round.max_missed
-    left = tuple(
+    gone = {
         member.peer
         for member in state.members
         if member.peer not in contributed
         and (member.peer in down or (member.counts_from <= state.round and member.missed + 1 >= patience))
-    )
-    return presence.newcomers(state.peers, state.height, now), left
+    }
+    joined = presence.newcomers(state.peers, state.height, now)
+    leavers = presence.leavers(state.peers) | ({presence.me} if is_leaving else set())
+    if joined or set(state.peers) - gone - leavers:
+        gone |= leavers
+    return joined, tuple(sorted(gone))

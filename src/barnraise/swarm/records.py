@@ -75,6 +75,10 @@ class Cut(Event, frozen=True, kw_only=True):
 
     contributions: tuple[Contribution, ...]
 
+    def has(self, member: str) -> bool:
+        """Tell whether a member's update is in."""
+        return any(entry.member == member for entry in self.contributions)
+
 
 class Metrics(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a round showed, from the members' signed claims."""
@@ -119,7 +123,17 @@ class Void(Event, frozen=True, kw_only=True):
     """Members that the next attempt does not wait for."""
 
 
-LogEvent = Cut | Result | Void
+class Regroup(Event, frozen=True, kw_only=True):
+    """Instead of a cut: the round cannot be trained by the members that it was planned for, so others are in it.
+
+    Everybody who is a member afterwards counts at once: all begin the round anew, from the same checkpoint.
+    """
+
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+LogEvent = Cut | Result | Void | Regroup
 
 
 class Vertex(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from barnraise.aggregate import mean
-from barnraise.codec.grid import CODEC
+from barnraise.codec.codec import codec_of
 from barnraise.collective.exchange import Exchange
 from barnraise.collective.shards import root
 from barnraise.consensus.seniority import is_quorum
@@ -17,8 +17,8 @@ from barnraise.ids import DIGEST_BYTES, EMPTY_DIGEST, Digest, PeerId
 from barnraise.swarm import records
 from barnraise.swarm.messages import Commit
 from barnraise.swarm.plan import RoundPlan, plan
-from barnraise.swarm.records import Commitment, Contribution, Cut, Metrics, Result, Signed, Void
-from barnraise.swarm.state import State, apply
+from barnraise.swarm.records import Commitment, Contribution, Cut, Metrics, Regroup, Result, Signed, Void
+from barnraise.swarm.state import MAX_SAMPLES, State, apply
 
 COMMIT_CONTEXT = "barnraise 1 commitment"
 
@@ -27,6 +27,7 @@ class Phase(enum.Enum):
     """Where a member is in its round."""
 
     GATHER = "waiting for the others"
+    SHORT = "waiting for more members"
     TRAIN = "training"
     COMMIT = "waiting for the cut"
     EXCHANGE = "exchanging"
@@ -104,7 +105,7 @@ def commitment_of(state: State, me: PeerId, trained: Trained, sign: Sign) -> Com
             samples=trained.samples,
             steps=trained.steps,
             tokens=trained.tokens,
-            codec=CODEC,
+            codec=codec_of(state.config).name,
             exponents=state.exponents,
             update_root=root(trained.leaves),
             trace_root=EMPTY_DIGEST,
@@ -139,7 +140,8 @@ def check_commitment(state: State, work: Work, sender: PeerId, message: Commit, 
 
 def _complaint(state: State, work: Work, message: Commit, commitment: Commitment) -> str:
     asked = sum(segment.count for segment in work.plan.slots.get(PeerId(commitment.member), ()))
-    expected = (records.VERSION, state.run, state.epoch, state.round, 0, state.vertex, CODEC, state.exponents)
+    codec = codec_of(state.config).name
+    expected = (records.VERSION, state.run, state.epoch, state.round, 0, state.vertex, codec, state.exponents)
     found = (
         commitment.version,
         commitment.run,
@@ -154,7 +156,7 @@ def _complaint(state: State, work: Work, message: Commit, commitment: Commitment
     for name, want, have in zip(names, expected, found, strict=True):
         if want != have:
             return f"its {name} is {have!r:.80}, ours is {want!r:.80}"
-    if commitment.samples != asked or not asked:
+    if not asked or not _may_claim(state, commitment.samples, asked):
         return f"it claims {commitment.samples} samples and was given {asked}"
     if len(message.leaves) != work.plan.num_shards or any(len(leaf) != DIGEST_BYTES for leaf in message.leaves):
         return f"it has {len(message.leaves)} shards instead of {work.plan.num_shards}"
@@ -166,6 +168,13 @@ def _complaint(state: State, work: Work, message: Commit, commitment: Commitment
     return ""
 
 
+def _may_claim(state: State, samples: int, asked: int) -> bool:
+    """Tell whether a member that was given ``asked`` samples may claim the weight of so many."""
+    if state.config.data.kind == "own":
+        return 0 < samples <= MAX_SAMPLES
+    return 0 < samples <= asked if state.config.round.seconds else samples == asked
+
+
 def ready(state: State, work: Work, down: frozenset[PeerId]) -> list[PeerId]:
     """Return the members whose commitments can be in, by seniority.
 
@@ -173,16 +182,17 @@ def ready(state: State, work: Work, down: frozenset[PeerId]) -> list[PeerId]:
     """
     committed = [peer for peer in state.peers if peer in work.promises and peer not in down]
     prompt = [peer for peer in committed if peer not in state.without]
-    return prompt if is_enough(work, prompt, down) else committed
+    return prompt if is_enough(state, work, prompt, down) else committed
 
 
-def is_enough(work: Work, contributors: Sequence[PeerId], down: frozenset[PeerId]) -> bool:
-    """Tell whether these may make up a round's aggregate: a quorum of those who could contribute.
+def is_enough(state: State, work: Work, contributors: Sequence[PeerId], down: frozenset[PeerId]) -> bool:
+    """Tell whether these may make up a round's aggregate: a quorum of those who could contribute, and `min_peers`.
 
     Members that are down, or joined in this round and were given no samples, are not counted: how many members must be
     there is the agreement's business.
     """
-    return is_quorum([peer for peer in work.plan.slots if peer not in down], contributors)
+    able = [peer for peer in work.plan.slots if peer not in down]
+    return len(contributors) >= state.config.round.min_peers and is_quorum(able, contributors)
 
 
 def build_cut(state: State, work: Work, chosen: Sequence[PeerId]) -> Cut:
@@ -220,6 +230,19 @@ def build_void(state: State, without: frozenset[PeerId]) -> Void:
         previous=state.head,
         cut=_cut_digest(state),
         without=tuple(sorted(without)),
+    )
+
+
+def build_regroup(state: State, *, joined: Sequence[PeerId], left: Sequence[PeerId]) -> Regroup:
+    """Return the entry that begins the round anew with other members."""
+    return Regroup(
+        run=state.run,
+        epoch=state.epoch,
+        round=state.round,
+        attempt=state.attempt,
+        previous=state.head,
+        joined=tuple(sorted(joined)),
+        left=tuple(sorted(left)),
     )
 
 

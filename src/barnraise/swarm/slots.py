@@ -5,7 +5,7 @@ next ones, first those that came back from members whose update was not in. So o
 trained on exactly once, whoever died.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -29,9 +29,9 @@ class Assignment:
     cursor: int
     """First sample of the stream that nobody was given."""
 
-    def without(self, contributed: Collection[str]) -> tuple[Segment, ...]:
-        """Return the queue after the round: the slots of members that did not contribute come back."""
-        returned = [segment for peer, slot in self.slots.items() if peer not in contributed for segment in slot]
+    def rest(self, used: Mapping[str, int]) -> tuple[Segment, ...]:
+        """Return the queue after the round: what comes back is each slot behind its first ``used`` samples."""
+        returned = [segment for peer, slot in self.slots.items() for segment in _behind(slot, used.get(peer, 0))]
         return _merge([*self.requeued, *returned])
 
 
@@ -47,6 +47,13 @@ def assign(requeued: Sequence[Segment], cursor: int, peers: Sequence[PeerId], co
             cursor += missing
         slots[peer] = tuple(taken)
     return Assignment(slots=slots, requeued=tuple(queue), cursor=cursor)
+
+
+def _behind(slot: Sequence[Segment], count: int) -> list[Segment]:
+    """Return what is left of a slot without its first ``count`` samples."""
+    queue = list(slot)
+    _take(queue, count)
+    return queue
 
 
 def _take(queue: list[Segment], count: int) -> list[Segment]:

@@ -1,7 +1,10 @@
 """What a member asks of the others when it lacks something, and what it tells its user, in plain words."""
 
+from dataclasses import replace
+
 import msgspec
 
+from barnraise.config import DataConfig, to_toml
 from barnraise.consensus.seniority import explain, is_quorum
 from barnraise.ids import PeerId, short
 from barnraise.swarm import records
@@ -36,9 +39,29 @@ def why_behind(state: State, work: Work) -> str:
     return "the round was agreed on other parameters than ours" if work.stepped else "our step is not done"
 
 
+def shared_config(state: State) -> str:
+    """Return the run's configuration for somebody else: without paths of this machine."""
+    config = state.config
+    data = replace(config.data, source=DataConfig().source)
+    return to_toml(replace(config, data=data, model=replace(config.model, source="")))
+
+
+def why_leaving(state: State, me: PeerId) -> str:
+    """Say what our leaving means for the run."""
+    if me in state.peers:
+        return "stopped; still a member, so start it again to go on where it was"
+    return "left the run; the others go on, and joining again is possible at any time"
+
+
 def why_waiting(state: State, me: PeerId, presence: Presence) -> str:
-    """Say why nothing can be agreed now; "": it can, or the run is only starting."""
+    """Say why nothing can be agreed now, or trained; "": it can, or the run is only starting."""
+    least = state.config.round.min_peers
+    if not state.can_train:
+        return f"{len(state.counting)} of at least {least} members are here"
     present = {peer for peer in state.peers if peer == me or presence.is_up(peer)}
-    if presence.is_starting(state.peers) or is_quorum(state.peers, present):
+    if presence.is_starting(state.peers):
         return ""
-    return explain(state.peers, present)
+    if not is_quorum(state.peers, present):
+        return explain(state.peers, present)
+    able = present.intersection(state.counting)
+    return "" if state.cut or len(able) >= least else f"{len(able)} of at least {least} members are here"

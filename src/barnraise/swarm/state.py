@@ -1,7 +1,8 @@
 """What all members agree on, as a fold over the log of rounds: `apply(state, event)` and nothing else changes it.
 
 A round appends two entries: its cut (which updates are in), then its result (what they made of the parameters) or,
-where the exchange failed, a void, after which the cut is taken again. Nothing here knows a clock or a socket.
+where the exchange failed, a void, after which the cut is taken again. A round that its members cannot train at all is
+begun anew by others: that is a regroup. Nothing here knows a clock or a socket.
 """
 
 from dataclasses import dataclass, replace
@@ -12,9 +13,13 @@ import blake3
 from barnraise.config import RunConfig
 from barnraise.errors import LocalError
 from barnraise.ids import EMPTY_DIGEST, Digest, PeerId, RunId
+from barnraise.outer.strategy import strategy_of
 from barnraise.swarm import records
-from barnraise.swarm.records import Cut, LogEvent, Result, Vertex, Void
+from barnraise.swarm.records import Cut, LogEvent, Regroup, Result, Vertex, Void
 from barnraise.swarm.slots import Assignment, Segment, assign
+
+MAX_SAMPLES = 1 << 30
+"""The largest weight that an update may claim."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +70,16 @@ class State:
         return tuple(member.peer for member in self.members)
 
     @property
+    def counting(self) -> tuple[PeerId, ...]:
+        """Return the members whose updates have a weight in this round, in order of seniority."""
+        return tuple(member.peer for member in self.members if member.counts_from <= self.round)
+
+    @property
+    def can_train(self) -> bool:
+        """Tell whether the run's rules allow a round with so few members that count."""
+        return len(self.counting) >= self.config.round.min_peers
+
+    @property
     def is_over(self) -> bool:
         """Tell whether the last planned round is behind us."""
         return self.round >= self.config.round.rounds
@@ -100,9 +115,10 @@ def genesis(config: RunConfig, num_blocks: int, theta_root: Digest, momentum_roo
 
 def assignment(state: State) -> Assignment:
     """Return which samples the state's round gives to whom."""
-    counting = [member.peer for member in state.members if member.counts_from <= state.round]
-    count = state.config.round.steps * state.config.inner.batch_size
-    return assign(state.requeued, state.cursor, counting, count)
+    if not state.can_train:
+        return assign(state.requeued, state.cursor, (), 0)
+    count = strategy_of(state.config).steps(state.config) * state.config.inner.batch_size
+    return assign(state.requeued, state.cursor, state.counting, count)
 
 
 def apply(state: State, event: LogEvent) -> State:
@@ -124,6 +140,8 @@ def follow(state: State, event: LogEvent) -> tuple[State, Vertex | None]:
             return replace(after, cut=event), None
         case Void():
             return replace(after, cut=None, attempt=state.attempt + 1, without=frozenset(event.without)), None
+        case Regroup():
+            return _regrouped(after, event), None
         case Result():
             return _apply_result(after, event)
         case _:
@@ -136,7 +154,7 @@ def check_follows(state: State, event: LogEvent) -> None:
     found = (event.run, event.epoch, event.round, event.attempt, event.previous)
     if found != expected:
         raise LocalError(f"log entry {found} does not follow {expected}")
-    if isinstance(event, Cut) != (state.cut is None):
+    if isinstance(event, Cut | Regroup) != (state.cut is None):
         raise LocalError(f"a {type(event).__name__} cannot come at height {state.height}")
     if isinstance(event, Cut):
         members = set(state.peers)
@@ -144,6 +162,9 @@ def check_follows(state: State, event: LogEvent) -> None:
             raise LocalError("a cut names a contributor that is not a member, or none at all")
         if len({c.member for c in event.contributions}) < len(event.contributions):
             raise LocalError("a cut names a contributor twice")
+    elif isinstance(event, Regroup):
+        if not (set(state.peers) - set(event.left)) | set(event.joined):
+            raise LocalError("nobody would be left")
     elif state.cut is not None and event.cut != records.digest(records.encode(state.cut)):
         raise LocalError("the result is for another cut")
 
@@ -166,13 +187,35 @@ def _apply_result(state: State, event: Result) -> tuple[State, Vertex]:
         exponents=event.exponents,
         seed=_hash("barnraise 1 seed", state.seed + event.cut + event.aggregate_root),
         cursor=given.cursor,
-        requeued=given.without({c.member for c in cut.contributions}),
+        requeued=given.rest(_used(state, cut)),
         total_samples=state.total_samples + sum(c.samples for c in cut.contributions),
         metrics=event.metrics,
     )
     contributors = tuple((c.member, c.samples) for c in cut.contributions)
     vertex = vertex_of(after, parents=(state.vertex,), contributors=contributors, time=event.time)
     return replace(after, vertex=records.vertex_id(vertex)), vertex
+
+
+def _used(state: State, cut: Cut) -> dict[str, int]:
+    """Return how many samples of its slot each contributor has used; of data of its own nothing comes back."""
+    if state.config.data.kind == "own":
+        return {entry.member: MAX_SAMPLES for entry in cut.contributions}
+    return {entry.member: entry.samples for entry in cut.contributions}
+
+
+def _regrouped(state: State, event: Regroup) -> State:
+    """Begin the round anew with other members, all of whom count."""
+    stayed = [
+        replace(member, counts_from=min(member.counts_from, state.round))
+        for member in state.members
+        if member.peer not in event.left
+    ]
+    joined = [
+        Member(peer=PeerId(peer), joined_epoch=state.epoch + 1, counts_from=state.round)
+        for peer in sorted(event.joined)
+        if peer not in state.peers
+    ]
+    return replace(state, epoch=state.epoch + 1, attempt=0, without=frozenset(), members=tuple(stayed + joined))
 
 
 def _members_after(state: State, cut: Cut, event: Result) -> tuple[Member, ...]:

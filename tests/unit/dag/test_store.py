@@ -1,6 +1,9 @@
 """The peer's durable memory: whose it is, what is in it after a crash, and what a full disk does to it."""
 
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,4 +142,102 @@ def test_a_full_disk_leaves_nothing_half_written(path: Path) -> None:
     store.append(1, [decision_of(1), large], [vertex_of(2)], Digest(b"f" * 32))
     assert store.height() == 3
     assert records.vertex_id(store.vertices(1)[0]) == records.vertex_id(vertex_of(2))
+    store.close()
+
+
+WRITE = """
+import pathlib, sys
+from barnraise.consensus.voting import Decision
+from barnraise.dag.store import Store
+from barnraise.ids import Digest, RunId
+store = Store(pathlib.Path(sys.argv[1]), RunId(b"r" * 32))
+store.found(Digest(b"t" * 32), ((0, 3),))
+for height in range(int(sys.argv[2])):
+    store.append(height, [Decision(value=b"value", view=0, votes=())], [], None)
+print("written", flush=True)
+for height in range(int(sys.argv[2]), 10**6):
+    line = sys.stdin.readline()
+    store.append(height, [Decision(value=line.encode(), view=0, votes=())], [], None)
+    print(height, flush=True)
+"""
+
+
+def writer(path: Path, entries: int) -> subprocess.Popen[str]:
+    """Start another process that writes, and goes on doing so a line at a time."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(path), str(entries)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "written\n"
+    return process
+
+
+def test_what_a_running_peer_wrote_can_be_read_at_any_moment(path: Path) -> None:
+    with writer(path, 3) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for height in range(3, 20):
+            process.stdin.write(f"{height}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == f"{height}\n"
+            reader = Store.read(path)
+            assert (reader.run(), reader.height()) == (RUN, height + 1)
+            assert reader.log(height)[0].value == f"{height}\n".encode()
+            reader.close()
+        process.kill()
+
+
+def test_what_a_killed_peer_wrote_can_be_read_and_taken_up(path: Path) -> None:
+    with writer(path, 5) as process:
+        process.send_signal(signal.SIGKILL)
+    for _ in range(2):
+        reader = Store.read(path)
+        assert reader.height() == 5
+        reader.close()
+    store = Store(path, RUN)
+    assert store.height() == 5
+    reader = Store.read(path)
+    store.append(5, [decision_of(5)], [vertex_of(1)], None)
+    assert (reader.height(), reader.vertices()) == (6, [vertex_of(1)])
+    reader.close()
+    store.close()
+
+
+def test_what_a_peer_that_left_wrote_can_be_read(path: Path) -> None:
+    store = Store(path, RUN)
+    store.append(0, [decision_of(0)], [], None)
+    store.close()
+    reader = Store.read(path)
+    assert reader.log() == [decision_of(0)]
+    reader.close()
+    Store(path, RUN).close()
+
+
+def test_a_reader_changes_nothing(path: Path) -> None:
+    store = Store(path, RUN)
+    store.append(0, [decision_of(0)], [], None)
+    reader = Store.read(path)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader._connection.execute("DELETE FROM log")
+    reader.close()
+    store.close()
+
+
+def test_there_is_nothing_to_read_where_no_peer_was(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no peer keeps its log there"):
+        Store.read(tmp_path / "log.sqlite")
+    (tmp_path / "log.sqlite").write_bytes(b"not a database, and long enough for a header" * 100)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Store.read(tmp_path / "log.sqlite")
+    assert [file.name for file in tmp_path.iterdir()] == ["log.sqlite"]
+
+
+def test_a_path_with_marks_of_an_address_is_a_path(tmp_path: Path) -> None:
+    directory = tmp_path / "a?mode=memory&b#c %41"
+    directory.mkdir()
+    store = Store(directory / "log.sqlite", RUN)
+    store.append(0, [decision_of(0)], [], None)
+    reader = Store.read(directory / "log.sqlite")
+    assert reader.height() == 1
+    reader.close()
     store.close()

@@ -6,18 +6,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barnraise.link import messages
-from barnraise.link.messages import MAX_FRAME_BYTES, Begin, Done, Failed, Hello, Initialise, Progress, Segment, Tensor
+from barnraise.link.messages import (
+    MAX_FRAME_BYTES,
+    Begin,
+    Done,
+    Failed,
+    Finished,
+    Hello,
+    Initialise,
+    Leave,
+    Progress,
+    Segment,
+    Tensor,
+)
 
-HELLO = Hello(version=1, pid=2, layout=(Tensor("wte", (256, 8)),), data_digest=b"d" * 32, device="cpu")
+HELLO = Hello(
+    version=1,
+    pid=2,
+    layout=(Tensor("wte", (256, 8)), Tensor("norm.mean", (8,), is_buffer=True)),
+    data_digest=b"d" * 32,
+    device="cpu",
+)
 BEGIN = Begin(
     round=1,
     fragment=0,
+    order=1,
     theta_path="/theta",
     update_path="/update",
     segments=(Segment(3, 4),),
     steps=2,
     first_step=2,
     total_steps=8,
+    seconds=0.0,
+    num_members=3,
     snapshot_in="",
     snapshot_out="/snapshot",
     evaluate=Segment(0, 0),
@@ -25,14 +46,14 @@ BEGIN = Begin(
 PROGRESS = Progress(round=1, step=2, loss=1.5)
 
 
-@pytest.mark.parametrize("message", [HELLO, PROGRESS, Failed(round=1, reason="why")])
+@pytest.mark.parametrize("message", [HELLO, PROGRESS, Failed(round=1, reason="why"), Leave()])
 def test_what_a_trainer_says_comes_back(message: messages.FromTrainer) -> None:
     frame = messages.frame(message)
     assert messages.body_length(frame[:4]) == len(frame) - 4
     assert messages.from_trainer(frame[4:]) == message
 
 
-@pytest.mark.parametrize("message", [BEGIN, Initialise(path="/theta")])
+@pytest.mark.parametrize("message", [BEGIN, Initialise(path="/theta"), Finished(round=1, theta_path="/theta")])
 def test_what_a_peer_says_comes_back(message: messages.FromPeer) -> None:
     assert messages.from_peer(messages.frame(message)[4:]) == message
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from barnraise.codec.codec import Codec, codec_of
 from barnraise.collective.exchange import SendUpdate
 from barnraise.collective.shards import leaf
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
@@ -21,7 +22,7 @@ from barnraise.identity import Identity
 from barnraise.ids import PeerId
 from barnraise.net.memory import open_medium
 from barnraise.peer.courier import MAX_LOG_BYTES, Courier, FetchedState, Header
-from barnraise.swarm.effects import Effect, Transfer
+from barnraise.swarm.effects import Effect, Report, Transfer
 from barnraise.swarm.member import Member
 from barnraise.swarm.state import State, genesis
 from barnraise.swarm.workspace import Workspace, root_of
@@ -38,7 +39,9 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 def state_of(**changes: int) -> State:
-    config = RunConfig(founders=MEMBERS, inner=InnerConfig(batch_size=1), round=RoundConfig(rounds=5, steps=2))
+    config = RunConfig(
+        founders=MEMBERS, inner=InnerConfig(batch_size=1), round=RoundConfig(rounds=5, steps=2, codec="grid16")
+    )
     zeros = np.zeros(SIZE, np.float32)
     return replace(genesis(config, 1, root_of(zeros), root_of(zeros)), **changes)  # type: ignore[arg-type]
 
@@ -46,9 +49,9 @@ def state_of(**changes: int) -> State:
 class Watched(Workspace):
     """Counts what it was asked to make room for."""
 
-    def __init__(self) -> None:
+    def __init__(self, codec: Codec) -> None:
         zeros = np.zeros(SIZE, np.float32)
-        super().__init__(((0, SIZE),), zeros.copy(), zeros.copy(), zeros.copy())
+        super().__init__(((0, SIZE),), zeros.copy(), zeros.copy(), zeros.copy(), codec=codec)
         self.asked: list[tuple[object, ...]] = []
 
     def incoming_update(self, sender: PeerId, shard: int, num_shards: int) -> memoryview:
@@ -72,7 +75,7 @@ class Desk:
             now=0.0,
             peer_timeout_s=10.0,
         )
-        self.workspace = Watched()
+        self.workspace = Watched(codec_of(self.member.state.config))
         self.posted: list[Callable[[float], list[Effect]]] = []
         self.fetched: list[FetchedState] = []
         self.courier = Courier(self.member, self.workspace, self.posted.append, self.fetched.append)
@@ -115,6 +118,7 @@ def test_a_members_shard_of_this_round_is_taken() -> None:
         pytest.param(STRANGER, header(kind="aggregate"), SHARD_BYTES, id="an aggregate of a stranger"),
         pytest.param(OTHER, header(kind="aggregate"), SHARD_BYTES + 2, id="an aggregate too long"),
         pytest.param(DONOR, header(kind="state", round=0, shard=64), 64 + TENSOR_BYTES, id="a state not asked for"),
+        pytest.param(DONOR, header(kind="log", round=0, shard=64), 64, id="a log not asked for"),
         pytest.param(OTHER, header(kind="model"), SHARD_BYTES, id="an unknown kind"),
         pytest.param(OTHER, header()[:-1], SHARD_BYTES, id="a header cut short"),
         pytest.param(OTHER, header(shard=0.0), SHARD_BYTES, id="a float for a shard"),
@@ -136,6 +140,41 @@ def test_no_header_raises_anything(data: bytes, size: int) -> None:
     assert desk.courier.sink(OTHER, data, size) is None
     desk.courier.arrived(OTHER, data)
     assert desk.posted == []
+
+
+INT8_BYTES = 384 + 1
+"""An element is a byte, and a block of at most 1024 another."""
+
+
+def desk_of_int8() -> Desk:
+    state = state_of(round=2)
+    return Desk(replace(state, config=replace(state.config, round=replace(state.config.round, codec="int8"))))
+
+
+@pytest.mark.parametrize("kind", ["update", "aggregate"])
+def test_a_shard_has_the_size_that_the_runs_codec_gives_it(kind: str) -> None:
+    desk = desk_of_int8()
+    assert desk.courier.sink(OTHER, header(kind=kind), SHARD_BYTES) is None
+    assert desk.workspace.asked == []
+    buffer = desk.courier.sink(OTHER, header(kind=kind), INT8_BYTES)
+    assert buffer is not None
+    assert buffer.nbytes == INT8_BYTES
+
+
+@pytest.mark.parametrize("kind", ["update", "aggregate"])
+def test_a_shard_that_cannot_be_decoded_counts_as_not_arrived_and_its_sender_is_named(kind: str) -> None:
+    desk = desk_of_int8()
+    for shift, arrives in ((9, False), (8, True)):
+        buffer = desk.courier.sink(OTHER, header(kind=kind), INT8_BYTES)
+        assert buffer is not None
+        buffer[-1] = shift
+        desk.courier.arrived(OTHER, header(kind=kind))
+        post = desk.posted.pop()
+        reports = post(0.0)
+        assert bool(desk.member.work.updates_arrived or desk.member.work.aggregates_arrived) is arrives
+        reason = f"shard 0 of round 2 ({kind}): it shifts a block by 9 bits, over 8"
+        refusal = Report(event="peer.refused", fields={"peer": OTHER, "reason": reason})
+        assert (refusal in reports) is not arrives
 
 
 def test_an_aggregate_that_is_here_is_not_overwritten() -> None:
@@ -177,19 +216,49 @@ def test_nothing_comes_in_for_a_round_whose_buffers_are_not_there_yet() -> None:
 @pytest.mark.parametrize(
     ("sender", "log_bytes", "size"),
     [
-        (OTHER, 64, 64 + TENSOR_BYTES),
-        (DONOR, 0, TENSOR_BYTES),
-        (DONOR, -8, TENSOR_BYTES - 8),
-        (DONOR, 64, 64 + TENSOR_BYTES + 4),
-        (DONOR, MAX_LOG_BYTES + 4, MAX_LOG_BYTES + 4 + TENSOR_BYTES),
+        (OTHER, 64, 64),
+        (DONOR, 0, 0),
+        (DONOR, -8, -8),
+        (DONOR, 64, 64 + 4),
+        (DONOR, MAX_LOG_BYTES + 4, MAX_LOG_BYTES + 4),
+        (DONOR, 1 << 40, 1 << 40),
     ],
-    ids=["another donor", "no log", "negative", "other tensors", "too long"],
+    ids=["another donor", "no log", "negative", "more than it says", "too long", "a terabyte"],
 )
-def test_only_the_state_that_was_asked_for_is_taken(sender: PeerId, log_bytes: int, size: int) -> None:
+@pytest.mark.parametrize(("kind", "tensor_bytes"), [("log", 0), ("state", TENSOR_BYTES)])
+def test_only_the_state_that_was_asked_for_is_taken(
+    sender: PeerId, log_bytes: int, size: int, kind: str, tensor_bytes: int
+) -> None:
     desk = Desk()
     desk.courier.expect_state(DONOR)
-    assert desk.courier.sink(sender, header(kind="state", shard=log_bytes), size) is None
+    assert desk.courier.sink(sender, header(kind=kind, shard=log_bytes), size + tensor_bytes) is None
     assert not desk.courier.is_receiving_state
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("log", 64 + TENSOR_BYTES), ("state", 64), ("state", 64 + TENSOR_BYTES // 2)]
+)
+def test_only_the_last_piece_brings_tensors_and_then_both(kind: str, size: int) -> None:
+    desk = Desk()
+    desk.courier.expect_state(DONOR)
+    assert desk.courier.sink(DONOR, header(kind=kind, shard=64), size) is None
+
+
+def test_a_second_piece_waits_until_the_first_is_digested() -> None:
+    desk = Desk()
+    desk.courier.expect_state(DONOR)
+    piece = header(kind="log", shard=4)
+    buffer = desk.courier.sink(DONOR, piece, 4)
+    assert buffer is not None
+    assert desk.courier.is_receiving_state
+    assert desk.courier.sink(DONOR, piece, 4) is None  # the first is still on its way
+    buffer[:] = b"1234"
+    desk.courier.arrived(DONOR, piece)
+    assert desk.courier.sink(DONOR, piece, 4) is None  # and now being checked
+    desk.courier.expect_state(DONOR)
+    assert desk.courier.sink(DONOR, piece, 4) is not None
+    (fetched,) = desk.fetched
+    assert (fetched.log, fetched.tensors) == (b"1234", None)
 
 
 def test_a_state_nobody_waits_for_any_more_is_dropped() -> None:
@@ -207,12 +276,13 @@ def test_a_state_nobody_waits_for_any_more_is_dropped() -> None:
 def test_a_malformed_state_is_its_donors_error(log: bytes) -> None:
     zeros = np.zeros(SIZE, np.float32)
     with pytest.raises(PeerError, match="malformed state") as caught:
-        FetchedState(donor=DONOR, log=log, theta=zeros, momentum=zeros).opened()
+        FetchedState(donor=DONOR, log=log, tensors=(zeros, zeros)).opened()
     assert caught.value.peer == DONOR
 
 
+@pytest.mark.parametrize("is_last", [True, False], ids=["with tensors", "without"])
 @pytest.mark.parametrize("num_entries", range(5))
-async def test_a_state_arrives_as_it_was_sent(num_entries: int, autojump_clock: MockClock) -> None:
+async def test_a_state_arrives_as_it_was_sent(num_entries: int, is_last: bool, autojump_clock: MockClock) -> None:
     voter = Identity(bytes(32), bytes([1]) * 32).public
     log = [Decision(value=b"v" * i, view=i, votes=((voter.peer_id, b"s" * i),)) for i in range(num_entries)]
     donor, receiver = Desk(), Desk()
@@ -226,14 +296,17 @@ async def test_a_state_arrives_as_it_was_sent(num_entries: int, autojump_clock: 
         there = medium.bulk(DONOR, donor.courier.sink, donor.courier.arrived)
         here.learn(DONOR, *there.address)
         there.learn(ME, *here.address)
-        await donor.courier.push_state(there, ME, 4, log, [voter])
+        tensors = (donor.workspace.theta, donor.workspace.momentum) if is_last else None
+        await donor.courier.push_state(there, ME, 4, log, [voter.encode()], tensors)
         with pytest.raises(Unavailable):
-            await donor.courier.push_state(there, STRANGER, 4, log, [voter])
+            await donor.courier.push_state(there, STRANGER, 4, log, [voter.encode()], tensors)
     (fetched,) = receiver.fetched
     opened = fetched.opened()
     assert (opened.height, opened.decisions, opened.voters) == (4, log, (voter,))
-    assert np.array_equal(fetched.theta, donor.workspace.theta)
-    assert np.array_equal(fetched.momentum, donor.workspace.momentum)
+    assert (fetched.tensors is not None) is is_last
+    if fetched.tensors is not None:
+        assert np.array_equal(fetched.tensors[0], donor.workspace.theta)
+        assert np.array_equal(fetched.tensors[1], donor.workspace.momentum)
 
 
 async def test_pushing_ends_when_the_round_is_over_or_the_time_is_up(autojump_clock: MockClock) -> None:

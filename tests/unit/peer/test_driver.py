@@ -17,13 +17,14 @@ import pytest
 import trio
 import trio.testing
 
+from barnraise.codec.codec import codec_of
 from barnraise.config import InnerConfig, PeerConfig, RoundConfig, RunConfig
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
 from barnraise.errors import PeerError
 from barnraise.identity import Identity
 from barnraise.ids import PeerId
-from barnraise.link.messages import Begin, Done, Initialise, Progress
+from barnraise.link.messages import Begin, Done, Finished, Initialise, Progress
 from barnraise.link.process import TrainerEvent, TrainerProcess
 from barnraise.net.memory import MemoryMedium, open_medium
 from barnraise.observe.events import EventLog
@@ -48,8 +49,12 @@ class FunctionTrainer:
     def __init__(self) -> None:
         self._send, self.events = trio.open_memory_channel[TrainerEvent](64)
         self.begun: list[Begin] = []
+        self.finished: list[Finished] = []
 
-    async def assign(self, work: Begin | Initialise) -> None:
+    async def assign(self, work: Begin | Initialise | Finished) -> None:
+        if isinstance(work, Finished):
+            self.finished.append(work)
+            return
         assert isinstance(work, Begin)
         self.begun.append(work)
         theta = np.fromfile(work.theta_path, np.float32)
@@ -60,6 +65,7 @@ class FunctionTrainer:
         await self._send.send(
             Done(
                 round=work.round,
+                order=work.order,
                 steps=work.steps,
                 samples=samples,
                 tokens=samples * 128,
@@ -98,7 +104,7 @@ class Peer:
         self.driver = Driver(
             config=PeerConfig(data_dir=home, cluster_key_file=home / "key"),
             member=self.member,
-            workspace=Workspace(BLOCKS, theta, zeros, zeros.copy()),
+            workspace=Workspace(BLOCKS, theta, zeros, zeros.copy(), codec=codec_of(run)),
             store=self.store,
             blobs=self.blobs,
             keys=keys,
@@ -162,6 +168,7 @@ async def test_three_peers_finish_with_equal_parameters(tmp_path: Path) -> None:
         assert [event["round"] for event in peer.events("round.committed")] == list(range(ROUNDS))
         assert all(len(event["contributors"]) == 3 for event in peer.events("round.committed"))
         assert peer.events("peer.refused") == []
+        assert [(work.round, Path(work.theta_path).read_bytes()) for work in peer.trainer.finished] == [(ROUNDS, peer.theta())]
     values = [[decision.value for decision in log] for log in map(log_on_disk, peers)]
     assert values[0] == values[1] == values[2]
     first = sorted(work.segments[0].first for peer in peers for work in peer.trainer.begun)

@@ -35,7 +35,7 @@ def test_over_any_rounds_each_sample_is_trained_on_once_or_waits(
         assert all(len(samples_of(slot)) == count for slot in given_out.slots.values())
         contributed = present & made_it
         trained += [sample for peer in contributed for sample in samples_of(given_out.slots[peer])]
-        queue, cursor = given_out.without(contributed), given_out.cursor
+        queue, cursor = given_out.rest(dict.fromkeys(contributed, count)), given_out.cursor
         assert sorted(trained + samples_of(queue)) == list(range(cursor))
 
 
@@ -47,9 +47,9 @@ def test_the_queue_goes_first_and_is_taken_from_its_front() -> None:
 
 def test_what_comes_back_is_joined_with_its_neighbours() -> None:
     given_out = assign((), 0, PEERS[:3], 4)
-    assert given_out.without({PEERS[0]}) == (Segment(4, 8),)
-    assert given_out.without({PEERS[1]}) == (Segment(0, 4), Segment(8, 4))
-    assert given_out.without(PEERS[:3]) == ()
+    assert given_out.rest({PEERS[0]: 4}) == (Segment(4, 8),)
+    assert given_out.rest({PEERS[1]: 4}) == (Segment(0, 4), Segment(8, 4))
+    assert given_out.rest(dict.fromkeys(PEERS[:3], 4)) == ()
 
 
 def test_nobody_to_give_to_changes_nothing() -> None:

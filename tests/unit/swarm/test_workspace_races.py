@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from barnraise.codec.grid16 import Grid16
 from barnraise.swarm.workspace import Workspace
 
 SIZE = 1 << 16
@@ -26,7 +27,7 @@ def hasty_threads() -> Iterator[None]:
 def test_shards_of_an_aggregate_that_begin_at_once_land_in_one_vector() -> None:
     zeros = np.zeros(SIZE, np.float32)
     for _ in range(100):
-        space = Workspace([(0, SIZE)], zeros, zeros, zeros)
+        space = Workspace([(0, SIZE)], zeros, zeros, zeros, codec=Grid16())
         together = threading.Barrier(NUM_SHARDS)
 
         def receive(shard: int, space: Workspace = space, together: threading.Barrier = together) -> None:
