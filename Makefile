@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: train test check fast e2e bench clean
+.PHONY: train test check fast e2e bench docs clean
 .DELETE_ON_ERROR:
 
 train: $(STAMP)
@@ -29,6 +29,9 @@ e2e: $(STAMP)
 
 bench: $(STAMP)
 	for theme in bench/*.py; do $(BIN)/python $$theme || exit 1; done
+
+docs: $(STAMP)
+	$(BIN)/python -m barnraise.cli.reference docs/reference.md
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,8 +1,10 @@
 """Loss curves of a simulated swarm: K workers in one process, one after the other, with the library's own parts.
 
-Time and bytes are not those of a real swarm; loss, tokens and CPU seconds are. DDP is one worker with the swarm's batch:
+Rounding, codec, aggregation and outer step are those of a real swarm; time is not. DDP is one worker with the swarm's
+batch:
 
-    python bench/curves.py --workers 4 round.rounds=8 inner.optimizer=adamw outer.momentum=0.5
+    python bench/curves.py --workers 4 round.rounds=8 round.codec=int8 inner.optimizer=adamw outer.momentum=0.5
+    python bench/curves.py --workers 4 strategy=local_sgd
     python bench/curves.py --workers 1 inner.batch_size=32
 """
 
@@ -10,7 +12,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from barnraise.codec.codec import codec_of
 from barnraise.config import RunConfig
 from barnraise.data.corpus import Corpus, load
 from barnraise.data.samples import batch
-from barnraise.model.flat import flatten
+from barnraise.ids import PeerId
+from barnraise.model.flat import Flat, flatten
 from barnraise.model.gpt import GPT, loss
-from barnraise.outer import step as outer
+from barnraise.outer.strategy import strategy_of
+from barnraise.swarm.workspace import Workspace
 from barnraise.train.evaluate import evaluate
 from barnraise.train.inner import Inner, lr_factor
 
@@ -38,15 +43,22 @@ class Swarm:
         self.model = GPT(config.model, config.seed)
         self.flat = flatten(self.model)
         self.inners = [Inner(self.flat, config.inner) for _ in range(workers)]
-        self.theta = self.flat.numpy()
-        self.velocity = np.zeros_like(self.theta)
+        self.steps = strategy_of(config).steps(config)
+        self.peers = Peers(config, self.flat, workers)
+
+    @property
+    def theta(self) -> Vector:
+        """Return the agreed parameters, float32[d]."""
+        return self.peers.spaces[0].theta
 
     def train(self, inner: Inner, first_step: int, first_sample: int) -> Vector:
         """Return one worker's update, theta - w, after a round's steps."""
         self.flat.load(self.theta)
-        total = self.config.round.rounds * self.config.round.steps
+        if not strategy_of(self.config).keeps_inner_state:
+            inner.reset()
+        total = self.config.round.rounds * self.steps
         size = self.config.inner.batch_size
-        for step in range(self.config.round.steps):
+        for step in range(self.steps):
             self.backward(first_sample + step * size, size)
             inner.step(lr_factor(first_step + step, total, self.config.inner))
         return self.theta - self.flat.numpy()
@@ -61,24 +73,52 @@ class Swarm:
 
     def rounds(self) -> Iterator[int]:
         """Run the configured rounds, yielding the number of each."""
-        per_worker = self.config.round.steps * self.config.inner.batch_size
+        per_worker = self.steps * self.config.inner.batch_size
         for number in range(self.config.round.rounds):
             first = number * per_worker * len(self.inners)
-            step = number * self.config.round.steps
+            step = number * self.steps
             updates = [self.train(inner, step, first + k * per_worker) for k, inner in enumerate(self.inners)]
-            outer.step(self.config.outer, self.theta, self.velocity, np.mean(updates, axis=0, dtype=np.float32))
+            self.peers.exchange(updates, number)
             yield number
 
 
+class Peers:
+    """The workers' own tensors, and what a round does with them; everything is whole and on time."""
+
+    def __init__(self, config: RunConfig, flat: Flat, workers: int) -> None:
+        self.config, self.codec = config, codec_of(config)
+        stops = np.cumsum([int(np.prod(tensor.shape)) for tensor in flat.layout]).tolist()
+        blocks = list(zip([0, *stops[:-1]], stops, strict=True))
+        theta = flat.numpy()
+        zeros = np.zeros_like(theta)
+        self.names = [PeerId(f"peer-{number}") for number in range(workers)]
+        self.spaces = [Workspace(blocks, theta, zeros, zeros, codec=self.codec) for _ in self.names]
+        self.exponents = (config.round.grid_exponent,) * len(blocks)
+
+    def exchange(self, updates: Sequence[Vector], round_: int) -> None:
+        """Bring the workers' updates, theta - w, together, and step. All that differs between peers is their residual."""
+        first, count = self.spaces[0], len(self.spaces)
+        for space, update in zip(self.spaces, updates, strict=True):
+            space.encode(update, self.exponents, count)
+        for shard in range(count):
+            for name, space in zip(self.names[1:], self.spaces[1:], strict=True):
+                first.incoming_update(name, shard, count)[:] = space.outgoing(shard, count)
+            first.aggregate(shard, count, 0, [(name, 1) for name in self.names], self.names[0])
+        self.exponents = first.step(0, self.exponents, self.config, round_, count).exponents
+        theta, momentum = first.pending()
+        for space in self.spaces:
+            space.replace(theta, momentum, space.residual_behind(contributed=True))
+
+
 def override(config: Any, assignments: list[str]) -> Any:
-    """Return the config with ``section.key=value`` assignments applied."""
+    """Return the config with ``section.key=value`` and ``key=value`` assignments applied."""
     for assignment in assignments:
         path, text = assignment.split("=")
-        section, key = path.split(".")
-        part = getattr(config, section)
+        section, _, key = path.rpartition(".")
+        part = getattr(config, section) if section else config
         current = getattr(part, key)
-        value = text if isinstance(current, str) else type(current)(float(text))
-        config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: value})})
+        part = dataclasses.replace(part, **{key: text if isinstance(current, str) else type(current)(float(text))})
+        config = dataclasses.replace(config, **{section: part}) if section else part
     return config
 
 
@@ -93,7 +133,7 @@ def measure(swarm: Swarm, every: int, windows: int) -> Iterator[dict[str, float]
         paused = time.process_time()
         swarm.flat.load(swarm.theta)
         measured = evaluate(swarm.model, validation, config.model.max_seq_len, count=None if last else windows)
-        steps = (number + 1) * config.round.steps * len(swarm.inners)
+        steps = (number + 1) * swarm.steps * len(swarm.inners)
         cpu_s = paused - began - measuring
         yield {
             "round": number + 1,

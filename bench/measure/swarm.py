@@ -12,7 +12,7 @@ from typing import Any, Final
 import trio
 from measure.process import cpu_s, peak_rss_mb
 
-from barnraise.cli import rundir
+from barnraise.runs import directory as rundir
 from barnraise.cli.launch import Swarm, raise_swarm
 from barnraise.config import PeerConfig, RunConfig
 from barnraise.observe.view import View

@@ -1,5 +1,8 @@
 """The documents keep what they promise: each command in them is run here, or by the end-to-end test that is named."""
 
+import importlib
+import inspect
+import itertools
 import re
 import shlex
 import subprocess
@@ -11,7 +14,8 @@ import msgspec
 import pytest
 
 from barnraise import cli
-from barnraise.cli.train import train
+from barnraise.cli import reference
+from barnraise.config import PeerConfig, RunConfig, flatten
 from barnraise.observe import vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +48,7 @@ def test_a_documented_command_is_understood(command: str) -> None:
     words = barnraise_words(command)
     if words is None:
         assert_make_knows(command)
-    elif words[-1] in ("--help", "--version"):
+    elif not words or words[-1] in ("--help", "--version"):
         assert cli.main(words) == 0
     else:
         assert command in (ROOT / RUN_THERE).read_text(), f"{command}: add it to {RUN_THERE}, which runs it"
@@ -71,23 +75,46 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_reference_has_every_option() -> None:
+def test_the_reference_is_what_the_code_says() -> None:
     text = (ROOT / "docs/reference.md").read_text()
-    parameters = typing.get_type_hints(train).keys() - {"return", "directory"} | {"dir"}
-    documented = set(re.findall(r"^\| `--([\w-]+)` \|", text, re.MULTILINE))
-    assert documented == {name.replace("_", "-") for name in parameters}
+    assert text == reference.renewed(text), "run: make docs"
+    parts = re.findall(r"<!-- begin (\w+) -->", text)
+    assert sorted(parts) == sorted(reference.PARTS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_reference_has_every_option(verb: str) -> None:
+    section = reference.commands().partition(f"### barnraise {verb}\n")[2].partition("\n### ")[0]
+    documented = set(re.findall(r"`(--[\w-]+)`[^|]* \| [^|]", section))
+    function = getattr(importlib.import_module(f"barnraise.cli.{verb}"), verb)
+    assert len(re.findall(r"^\| `", section, re.MULTILINE)) == len(inspect.signature(function).parameters)
+    assert {"--json"} & documented or "json" not in inspect.signature(function).parameters
+
+
+def test_the_reference_has_every_key_with_its_meaning_and_range() -> None:
+    text = reference.run_keys() + reference.peer_keys()
+    keys = [*flatten(RunConfig()), *(f"peer.{name}" for name in PeerConfig.__dataclass_fields__)]
+    assert re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE) == keys
+    assert "| `round.steps` | whole number, 1 to 1,048,576 | `25` | Inner steps per round (DiLoCo's H). |" in text
+    assert "| `peer.data_dir` | path | required |" in text
 
 
 def test_the_reference_has_every_event_with_its_fields() -> None:
-    text = (ROOT / "docs/reference.md").read_text()
+    text = reference.events()
     for kind in typing.get_args(vocabulary.AnyEvent):
         fields = ", ".join(f"`{field.name}`" for field in msgspec.structs.fields(kind) if field.name != "time")
         assert f"| `{kind.__struct_config__.tag}` | {fields} |" in text
 
 
+def test_an_unknown_part_of_a_page_is_not_passed_over() -> None:
+    with pytest.raises(KeyError, match="nothing"):
+        reference.renewed("<!-- begin nothing -->\n<!-- end nothing -->")
+    assert reference.renewed("no part") == "no part"
+
+
 def test_every_dependency_says_what_it_saves() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     names = {re.split(r"[<>=]", requirement)[0] for requirement in wanted}
     documented = re.findall(r"^\| ([\w-]+) \| ", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
     assert set(documented) - {"package"} == names
@@ -96,5 +123,5 @@ def test_every_dependency_says_what_it_saves() -> None:
 def test_the_constraints_name_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     assert {re.split(r"[<>=]", requirement)[0].lower() for requirement in wanted} <= pinned

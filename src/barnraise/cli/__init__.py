@@ -15,8 +15,28 @@ from typing import Final
 from barnraise import __version__
 from barnraise.errors import BarnraiseError, ConfigError
 
-VERBS: Final = {"train": "Raise a swarm on this machine and train one model with it."}
+VERBS: Final = {
+    "train": "Raise a swarm on this machine and train one model with it.",
+    "join": "Take part in a run that goes on elsewhere, by the line that it printed.",
+    "start": "Be one long-lived peer, as a configuration file says.",
+    "status": "Say how a run on this machine is doing.",
+    "peers": "List the peers that a peer of this machine is connected to.",
+    "log": "List what the members agreed on, round by round.",
+    "show": "Show one checkpoint: where it comes from and who contributed.",
+    "generate": "Let the trained model continue a text.",
+    "export": "Write the trained model as files that other programs load.",
+    "presets": "List the sizes of models and kinds of settings that have a name.",
+    "config": "Write a configuration file to start from.",
+    "key": "Show or make the keys of this machine and its cluster.",
+}
 """Each is a module of this package with a function of the same name."""
+
+START_HERE: Final = """\
+Start here:
+  barnraise train                       four peers on this machine train a small model; some minutes
+  barnraise join INVITATION             take part in a run that goes on elsewhere, by the line that it printed
+  with barnraise.join(model, optimizer) as swarm: ...
+                                        your own PyTorch loop, in Python: swarm.step() after optimizer.step()"""
 
 FAILED: Final = 1
 PARAGRAPH_WIDTH: Final = 110
@@ -26,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; return its exit code: 0 ok, 1 failed, 2 usage, 3 no peers, 4 aborted by vote."""
     match list(arguments):
         case []:
-            print(f"{_root_help()}\nStart here: barnraise train")
+            print(f"{_root_help()}\n{START_HERE}")
             return 0
         case ["--help" | "-h"]:
             print(_root_help())

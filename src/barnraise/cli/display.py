@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, Protocol, TextIO
 
 import msgspec
@@ -32,6 +33,10 @@ class Display(Protocol):
         """Show a line of the launcher's own."""
         ...
 
+    def invite(self, word: str, file: Path) -> None:
+        """Show how others join: by an invitation, which is a secret, or on this machine by the file that holds it."""
+        ...
+
 
 class JsonDisplay:
     """One JSON object a line, as the peers wrote it, with ``source`` beside it."""
@@ -47,6 +52,9 @@ class JsonDisplay:
 
     def note(self, text: str) -> None:
         print(f"barnraise: {text}", file=sys.stderr, flush=True)
+
+    def invite(self, word: str, file: Path) -> None:
+        self.note(f"join: barnraise join {file}")  # a program's output is kept; the secret stays in its file
 
 
 class PlainDisplay:
@@ -65,6 +73,9 @@ class PlainDisplay:
 
     def note(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+    def invite(self, word: str, file: Path) -> None:
+        self.note(_invitation(word))
 
 
 class TableDisplay:
@@ -88,6 +99,13 @@ class TableDisplay:
 
     def note(self, text: str) -> None:
         self._say(text)
+
+    def invite(self, word: str, file: Path) -> None:
+        self._say(_invitation(word))
+
+
+def _invitation(word: str) -> str:
+    return f"join from another terminal, or from a machine that reaches this one (the line is a secret):\nbarnraise join {word}"
 
 
 @contextmanager

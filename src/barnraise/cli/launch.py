@@ -1,7 +1,8 @@
 """Raises a swarm on one machine: starts a process for each peer, follows their events, leaves none behind.
 
-Each peer's stdin is a pipe that the launcher holds open and never writes to: the peer leaves when it closes, be it
-because the run is over, because of Ctrl-C, or because the launcher was killed. Each peer leads a process group of its
+Each peer's stdin is a pipe that the launcher holds open: the peer leaves at once when it closes, be it because the run
+is over, because of a second Ctrl-C, or because the launcher was killed. At the first Ctrl-C each peer is asked on it to
+finish the round: then it leaves the run, or, where all members are of this machine, the run pauses. Each peer leads a process group of its
 own, so that what it started goes with it. All decisions are taken in one task, `_Launcher._follow`, in the order in
 which events arrive.
 """
@@ -10,11 +11,13 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -22,8 +25,9 @@ import trio
 
 from barnraise.cli.display import Display
 from barnraise.cli.faults import Fault
-from barnraise.cli.rundir import RunDirectory
 from barnraise.errors import Aborted, BarnraiseError, ConfigError, LocalError, Unavailable
+from barnraise.identity import ClusterKey
+from barnraise.ids import RunId
 from barnraise.observe.events import EventLog
 from barnraise.observe.view import LAUNCHER, PeerRow, View, apply, empty
 from barnraise.observe.vocabulary import (
@@ -34,8 +38,12 @@ from barnraise.observe.vocabulary import (
     PeerStarted,
     RoundPlanned,
     RunStarted,
+    TrainerStarted,
     decode,
 )
+from barnraise.runs import directory as rundir
+from barnraise.runs.directory import CLUSTER_KEY_FILE, INVITATION_FILE, RunDirectory
+from barnraise.runs.invitation import Invitation
 
 PEER_COMMAND: Final = (sys.executable, "-P", "-m", "barnraise.node")
 """Followed by the peer's and the run's configuration files. -P: the user's directory must not shadow modules."""
@@ -43,6 +51,8 @@ PEER_COMMAND: Final = (sys.executable, "-P", "-m", "barnraise.node")
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 TICK_S: Final = 1.0
+INVITED_ADDRESSES: Final = 2
+"""The second one is for when the first peer is gone."""
 KILLED_S: Final = 5.0
 """How long a process may take to end after SIGKILL; a disk that hangs can hold one longer."""
 
@@ -69,7 +79,12 @@ class Swarm:
 
     directory: RunDirectory
     faults: tuple[Fault, ...] = ()
-    log_level: LogLevel = "info"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of `PeerConfig` that all peers have in common."""
+    resume_command: str = ""
+    """What goes on with the run once it was left."""
+    tensorboard: Path | None = None
+    wandb: str | None = None
     command: Sequence[str] = PEER_COMMAND
     patience: Patience = dataclasses.field(default_factory=Patience)
 
@@ -106,7 +121,7 @@ class _Launcher:
         self._log = log
         self._faults = list(swarm.faults)
         self._processes: dict[int, trio.Process] = {}
-        self._interrupted = False
+        self._num_signals = 0
         self._gave_up: BarnraiseError | None = None
         self._began = time.monotonic()
         self._first_finished: float | None = None
@@ -133,10 +148,14 @@ class _Launcher:
         """Raise what the run's end means, unless the peers that lived to see it agree."""
         directory = self._swarm.directory
         finished = [row.finished for row in self.view.peers if row.finished is not None]
-        if self._interrupted:
+        if self._num_signals > 1:
             raise KeyboardInterrupt(f"What was agreed until then is in {directory.path}.")
         if self._gave_up is not None:
             raise self._gave_up
+        if not finished and any(row.left for row in self.view.peers):
+            return
+        if not finished and self._num_signals:
+            raise KeyboardInterrupt(f"Nothing had begun; what there is is in {directory.path}.")
         if not finished:
             raise _why_it_ended(self.view, directory)
         if len({event.vertex for event in finished}) > 1:
@@ -158,10 +177,19 @@ class _Launcher:
 
     async def _handle(self, nursery: trio.Nursery, told: _Told) -> None:
         self._show(told)
+        directory = self._swarm.directory
         match told.event:
             case PeerStarted() if told.source == 0 and self._leaving_since is None:
+                self._keep_address(told)
                 for index in range(1, len(self.view.peers)):
                     await self._start(nursery, index, bootstrap=(told.event.address,))
+                self._invite()
+            case PeerStarted():
+                self._keep_address(told)
+                self._invite()
+            case TrainerStarted() if directory.config is None and directory.run_file.exists():
+                self._swarm = dataclasses.replace(self._swarm, directory=rundir.reopen(directory.path))
+                self._announce()
             case RoundPlanned():
                 self._inject(told.source, told.event.round)
             case _:
@@ -205,9 +233,14 @@ class _Launcher:
     async def _start(self, nursery: trio.Nursery, index: int, *, bootstrap: tuple[str, ...]) -> None:
         """Start one peer's process and listen to it."""
         directory = self._swarm.directory
-        settings = dataclasses.replace(
-            directory.peer_config(index), bootstrap=bootstrap, log_level=self._swarm.log_level
-        )
+        settings = directory.peer_config(index)
+        settings = dataclasses.replace(settings, listen=_free(settings.listen))
+        settings = dataclasses.replace(settings, **self._swarm.settings)
+        if bootstrap:
+            settings = dataclasses.replace(settings, bootstrap=bootstrap)
+        elif len(directory.peers) > 1 or directory.invitation is None:
+            # One peer of each machine is enough to be found by.
+            settings = dataclasses.replace(settings, mdns=True)
         file = directory.write_peer_config(index, settings)
         with directory.stderr_file(index).open("ab") as stderr:
             process = await trio.lowlevel.open_process(
@@ -255,14 +288,29 @@ class _Launcher:
             await self._send.send(_Told(source=index, record={**record, "source": index}, event=event))
 
     async def _heed(self, signals: AsyncIterator[int]) -> None:
-        """Leave in order at the first Ctrl-C (or SIGTERM, or a terminal that closes), kill at the second."""
+        """Finish the round at the first Ctrl-C (or SIGTERM, or a terminal that closes), leave at the second."""
         async for _ in signals:
-            if self._interrupted:
-                self._kill_groups()
-                continue
-            self._interrupted = True
-            self._display.note("leaving; once more to kill")
-            await self._leave()
+            self._num_signals += 1
+            match self._num_signals:
+                case 1 if not all(row.peer for row in self.view.peers):
+                    await self._leave()  # nothing has begun, and a peer that is not up yet would miss the wish
+                case 1:
+                    self._display.note("finishing the round, then leaving; Ctrl-C again to leave at once")
+                    await self._ask_to_leave()
+                case 2:
+                    await self._leave()
+                case _:
+                    self._kill_groups()
+
+    async def _ask_to_leave(self) -> None:
+        """Ask each peer to finish its round and leave; where nobody would be left, to pause the run instead."""
+        rows = self.view.peers
+        ours, newest = {row.peer for row in rows}, max((row.round for row in rows if row.alive), default=0)
+        wish = f"pause {newest}\n" if set(self.view.members) <= ours else "leave\n"
+        for process in self._processes.values():
+            if process.stdin is not None:
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await process.stdin.send_all(wish.encode())
 
     async def _leave(self) -> None:
         """Let go of every peer: its stdin closes."""
@@ -272,8 +320,30 @@ class _Launcher:
             if process.stdin is not None:
                 await process.stdin.aclose()
 
+    def _keep_address(self, told: _Told) -> None:
+        """Have a peer listen where it did when it is started again: others look for it there."""
+        if isinstance(told.event, PeerStarted):
+            directory = self._swarm.directory
+            kept = directory.peer_config(told.source)
+            listen = told.event.address.partition("/p2p/")[0]
+            directory.write_peer_config(told.source, dataclasses.replace(kept, listen=listen))
+
+    def _invite(self) -> None:
+        """Say how others join, once all peers of a run that was begun here are up."""
+        directory, rows = self._swarm.directory, self.view.peers
+        if directory.invitation is not None or not all(row.address for row in rows):
+            return
+        addresses = tuple(row.address for row in rows[:INVITED_ADDRESSES])
+        secret = ClusterKey.load(directory.path / CLUSTER_KEY_FILE).secret
+        invitation = Invitation(run=RunId(bytes.fromhex(self.view.run)), addresses=addresses, secret=secret)
+        invitation.write(directory.path / INVITATION_FILE)
+        self._display.invite(invitation.encode(), directory.path / INVITATION_FILE)
+
     def _announce(self) -> None:
-        directory, rounds = self._swarm.directory, self._swarm.directory.config.round
+        directory = self._swarm.directory
+        if directory.config is None:
+            return
+        rounds = directory.config.round
         started = RunStarted(
             time=time.time(),
             run=directory.config.run_id.hex(),
@@ -323,6 +393,21 @@ def _own(source: int, event: AnyEvent) -> _Told:
     """Return what the launcher itself has to tell of a peer, or of itself."""
     name = "launcher" if source == LAUNCHER else source
     return _Told(source=source, record={**msgspec.to_builtins(event), "source": name}, event=event)
+
+
+def _free(listen: str) -> str:
+    """Return where to listen: any port, where that of the last time is taken by now."""
+    parts = listen.split("/")
+    if len(parts) != 5 or not parts[4].isdecimal():
+        return listen  # it is the peer's to say what is wrong with it
+    family = socket.AF_INET6 if parts[1] == "ip6" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((parts[2], int(parts[4])))
+        except OSError:
+            return "/".join([*parts[:4], "0"])
+    return listen
 
 
 def _kill(pid: int) -> bool:

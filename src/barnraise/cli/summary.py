@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import msgspec
 
-from barnraise.cli.rundir import RunDirectory
 from barnraise.errors import BarnraiseError, LocalError
 from barnraise.observe.figures import count, size
 from barnraise.observe.view import View
+from barnraise.runs.directory import RunDirectory
 
 REPORT_COMMAND: Final = (sys.executable, "-P", "-m", "barnraise.train.report")
 REPORT_TIMEOUT_S: Final = 1800.0
@@ -62,7 +62,7 @@ def measure(view: View, directory: RunDirectory, command: Sequence[str] = REPORT
     ends = [row.finished for row in view.peers if row.finished is not None]
     theta = Path(ends[0].theta_path)
     checkpoint = directory.path / f"checkpoint-{ends[0].vertex[:12]}.safetensors"
-    steps = ends[0].rounds * directory.config.round.steps
+    steps = ends[0].rounds * directory.resolved().round.steps
     return Outcome(
         report=_report(command, directory.run_file, theta, checkpoint),
         directory=directory.path,

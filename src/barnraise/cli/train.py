@@ -2,20 +2,21 @@
 
 import dataclasses
 import os
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import trio
 from cyclopts import Parameter
 
-from barnraise.cli import faults, rundir, summary
-from barnraise.cli.display import Display, display
-from barnraise.cli.launch import LogLevel, Swarm, raise_swarm
-from barnraise.config import PRESETS, RunConfig, flatten, load_run_config, run_config
+from barnraise.cli import errand, faults, summary
+from barnraise.cli.conduct import conduct
+from barnraise.cli.launch import LogLevel, Swarm
+from barnraise.config import PRESETS, RunConfig, load_run_config, run_config
 from barnraise.errors import BarnraiseError, ConfigError
+from barnraise.runs import directory as rundir
+from barnraise.runs import places, reading
+from barnraise.runs.directory import RunDirectory
 
 MAX_PEERS: Final = 64
 """On one machine; each takes two processes and some 500 MB."""
@@ -26,42 +27,84 @@ def train(
     peers: int = 4,
     data: str | None = None,
     preset: Literal["local", "small", "medium", "large"] | None = None,
+    init: Path | None = None,
     rounds: int | None = None,
     steps: int | None = None,
+    seconds: float | None = None,
+    min_peers: int | None = None,
+    strategy: Literal["diloco", "local_sgd", "fedavg", "synchronous"] | None = None,
     seed: int | None = None,
-    config: Path | None = None,
+    config: Annotated[Path | None, Parameter(alias="-c")] = None,
     directory: Annotated[Path | None, Parameter(name="--dir")] = None,
+    resume: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    listen: str | None = None,
+    device: str = "auto",
+    profile: int = 0,
+    tensorboard: Path | None = None,
+    wandb: str | None = None,
     kill: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     log_level: LogLevel = "info",
 ) -> int:
     """Raise a swarm on this machine and train one model with it: every peer is two processes of its own.
 
-    Without options: four peers, the bundled Shakespeare, a few minutes, no network beyond loopback. A value comes from
-    --config, is overridden by the environment (BARNRAISE_RUN_MODEL__HIDDEN_SIZE=256), and that
-    by an option.
+    Without options: four peers, the bundled Shakespeare, a few minutes, no network beyond loopback. It prints a line by
+    which others join. Ctrl-C finishes the round and stops; --resume goes on from there. A value comes from --config, is
+    overridden by the environment (BARNRAISE_RUN_MODEL__HIDDEN_SIZE=256), and that by an option.
 
     Args:
         peers: How many peers to start; they are numbered from 0, the most senior.
         data: Your own text: a file, a directory, or a .jsonl file with a field "text". The last 5 % are held out.
         preset: Size of the model: local has 0.8M parameters and suits a CPU, small 5M, medium and large want GPUs.
+        init: Begin with the model in this directory, which barnraise export wrote.
         rounds: How many rounds to train; they count from 0.
         steps: Steps that each peer takes by itself in a round.
+        seconds: End a round's training after so long, with --steps as the most.
+        min_peers: Train only while so many members are there.
+        strategy: What becomes of a round's updates: diloco (default), local_sgd, fedavg, or synchronous.
         seed: Fixes the first parameters and the order of the samples.
-        config: A TOML file of the run's configuration, such as the run.toml of an earlier run.
+        config: A TOML or YAML file of the run's configuration, such as the run.toml of an earlier run.
         directory: Where to keep the run; made anew. Default: a new directory below runs, named by time and run id.
+        resume: Go on with the run in --dir, or with the newest below runs, exactly where it was.
+        listen: Address to listen on: 127.0.0.1 (the default) for this machine alone, lan for the local network, or one
+            of this machine's own.
+        device: What to compute on: cpu, cuda, mps, or auto.
+        profile: Write a torch.profiler trace of so many rounds, from the second on, below each peer's directory.
+        tensorboard: Write the run's figures to this directory, for TensorBoard.
+        wandb: Write the run's figures to this project of Weights & Biases.
         kill: Kill a peer or a trainer when it begins a round: peer:2@round:3, trainer:1@round:2. May be repeated.
         json: Print one event a line, as JSON; the last is run.finished.
         log_level: What the peers write to their stderr.log; debug also shows tracebacks here.
     """
-    flags = {"rounds": rounds, "steps": steps, "seed": seed, "data": data, "preset": preset}
+    flags = {
+        "rounds": rounds,
+        "steps": steps,
+        "seconds": seconds,
+        "min_peers": min_peers,
+        "strategy": strategy,
+        "seed": seed,
+        "data": data,
+        "preset": preset,
+        "init": init,
+    }
+    settings = {"log_level": log_level, "device": device, "profile_rounds": profile, **listening(listen)}
     try:
-        if not 1 <= peers <= MAX_PEERS:
-            raise ConfigError(f"--peers {peers} is outside 1 .. {MAX_PEERS}. Choose a number in between.")
-        resolved = resolve(config, flags)
-        asked = faults.parse(kill, num_peers=peers, rounds=resolved.round.rounds)
-        made = rundir.create(resolved, peers, directory, datetime.now())
-        carry_out(Swarm(directory=made, faults=asked, log_level=log_level), json=json)
+        if resume:
+            made = _reopened(directory, flags, config)
+            asked = faults.parse(kill, num_peers=len(made.peers), rounds=made.resolved().round.rounds)
+        else:
+            run = _planned(flags, config, peers)
+            asked = faults.parse(kill, num_peers=peers, rounds=run.round.rounds)
+            made = rundir.create(run, peers, directory, datetime.now(), places.cluster_key())
+        swarm = Swarm(
+            directory=made,
+            faults=asked,
+            settings=settings,
+            resume_command=f"barnraise train --resume --dir {made.path}",
+            tensorboard=tensorboard,
+            wandb=wandb,
+        )
+        conduct(swarm, json=json)
     except BarnraiseError as error:
         if json:
             print(summary.error_line(error), flush=True)
@@ -69,19 +112,36 @@ def train(
     return 0
 
 
-def carry_out(swarm: Swarm, *, json: bool, report_command: Sequence[str] = summary.REPORT_COMMAND) -> None:
-    """Show a swarm from its first process to its last on stdout, then what it came to.
+def listening(host: str | None, control_port: int = 0, bulk_port: int = 0) -> dict[str, object]:
+    """Return the keys of `PeerConfig` for an address to listen on; none, where it stays what it is.
 
     Raises:
-        BarnraiseError: the run or its report failed.
-        KeyboardInterrupt: the user stopped it.
+        ConfigError: it is no address of this machine's own.
     """
-    with display(json=json) as shown:
-        if not json:
-            _introduce(swarm, shown)
-        view = trio.run(raise_swarm, swarm, shown)
-    outcome = summary.measure(view, swarm.directory, report_command)
-    print(summary.json_line(outcome) if json else summary.text(outcome), flush=True)
+    if host is None:
+        return {}
+    from barnraise.net.addresses import listening as places_of
+
+    control, bulk = places_of(host, control_port, bulk_port)
+    return {"listen": control, "bulk_listen": bulk}
+
+
+def _planned(flags: Mapping[str, Any], config: Path | None, num_peers: int) -> RunConfig:
+    """Return the configuration of a new run; nothing is made yet, so that a mistake leaves nothing behind."""
+    if not 1 <= num_peers <= MAX_PEERS:
+        raise ConfigError(f"--peers {num_peers} is outside 1 .. {MAX_PEERS}. Choose a number in between.")
+    return resolve(config, flags)
+
+
+def _reopened(directory: Path | None, flags: Mapping[str, Any], config: Path | None) -> RunDirectory:
+    """Return the directory of a run that was begun before."""
+    given = [name for name, value in {**flags, "config": config}.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"--resume goes on with a run as it was begun, and --{given[0].replace('_', '-')} would change it. "
+            "Leave it out, or begin a new run."
+        )
+    return rundir.reopen(directory or reading.newest_run())
 
 
 def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> RunConfig:
@@ -93,14 +153,17 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     # An empty file stands for none, so that the environment is laid over the defaults by the same code.
     base = load_run_config(Path(os.devnull) if file is None else file, environment)
     values = dataclasses.asdict(base)
-    if flags["seed"] is not None:
-        values["seed"] = flags["seed"]
-    for name in ("rounds", "steps"):
-        if flags[name] is not None:
+    for name in ("seed", "strategy"):
+        if flags.get(name) is not None:
+            values[name] = flags[name]
+    for name in ("rounds", "steps", "seconds", "min_peers"):
+        if flags.get(name) is not None:
             values["round"][name] = flags[name]
-    if flags["preset"] is not None:
+    if flags.get("preset") is not None:
         values["model"] = dataclasses.asdict(PRESETS[flags["preset"]])
-    if flags["data"] is not None:
+    if flags.get("init") is not None:
+        values["model"] = errand.run("barnraise.train.initial", [flags["init"]], dict[str, Any])
+    if flags.get("data") is not None:
         values["data"] |= {"source": flags["data"], "digest": ""}
     given = any(value is not None for value in flags.values())
     return _with_digest(run_config(values, "the command line" if given else str(file or "the environment")))
@@ -115,10 +178,3 @@ def _with_digest(config: RunConfig) -> RunConfig:
         data = dataclasses.replace(data, source=str(Path(data.source).expanduser().resolve()))
     digest = corpus.load(data, window=config.model.max_seq_len + 1).digest.hex()
     return dataclasses.replace(config, data=dataclasses.replace(data, digest=digest))
-
-
-def _introduce(swarm: Swarm, shown: Display) -> None:
-    """Show the resolved configuration and where all of it will be kept."""
-    settings = (f"{key}={value}" for key, value in flatten(swarm.directory.config).items() if key != "founders")
-    shown.note(textwrap.fill(" ".join(settings), 110, break_long_words=False, break_on_hyphens=False))
-    shown.note(f"run directory: {swarm.directory.path}")

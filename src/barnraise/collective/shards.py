@@ -7,6 +7,7 @@ import blake3
 from barnraise.ids import Digest
 
 MAX_SHARDS = 16
+LEAF_CONTEXT = "barnraise 1 shard"
 ALIGNMENT = 64
 """Shards begin at multiples of this many elements: whole cache lines of int16, whole vectors of any unit."""
 
@@ -23,7 +24,7 @@ def bounds(size: int, num_shards: int) -> tuple[tuple[int, int], ...]:
 
 def leaf(data: memoryview) -> Digest:
     """Return the hash of one encoded shard."""
-    return Digest(blake3.blake3(data, derive_key_context="barnraise 1 shard").digest())
+    return Digest(blake3.blake3(data, derive_key_context=LEAF_CONTEXT).digest())
 
 
 def root(leaves: Sequence[bytes]) -> Digest:

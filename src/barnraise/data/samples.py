@@ -65,6 +65,16 @@ def cut(text: Bytes, starts: NDArray[np.int64], length: int) -> tuple[Bytes, Byt
     return rows[:, :-1], rows[:, 1:]
 
 
+def shuffled(seed: int, sample_ids: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Return which item of ``size`` each sample is, int64[n]: an epoch visits every item once, in an order of its own."""
+    epochs, positions = np.divmod(sample_ids, size)
+    items = np.empty_like(sample_ids)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        items[chosen] = permute(positions[chosen].astype(np.uint64), size, _keys(seed, int(epoch))).astype(np.int64)
+    return items
+
+
 def permute(positions: Numbers, size: int, keys: Numbers) -> Numbers:
     """Map positions below ``size`` one-to-one onto numbers below ``size``; the keys choose the permutation."""
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)

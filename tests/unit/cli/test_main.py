@@ -13,7 +13,14 @@ from barnraise.errors import Aborted, BarnraiseError, ConfigError, LocalError, U
 
 def test_no_word_says_what_to_type_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("Start here: barnraise train")
+    first, _, last = capsys.readouterr().out.partition("Start here:\n")
+    assert first.startswith("barnraise ")
+    assert [line.split("  ")[1] for line in last.splitlines()[:3]] == [
+        "barnraise train",
+        "barnraise join INVITATION",
+        "with barnraise.join(model, optimizer) as swarm: ...",
+    ]
+    assert all(len(line) <= 120 for line in last.splitlines())
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

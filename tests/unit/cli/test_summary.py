@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from barnraise.cli import rundir, summary
+from barnraise.cli import summary
+from barnraise.runs import directory as rundir
 from barnraise.config import RunConfig
 from barnraise.errors import LocalError
 from barnraise.observe.view import View, apply, empty

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from barnraise.cli import rundir
+from barnraise.cli.conduct import conduct
 from barnraise.cli.launch import Swarm
-from barnraise.cli.train import carry_out, resolve
+from barnraise.cli.train import resolve
 from barnraise.config import PRESETS, RoundConfig, RunConfig, save
 from barnraise.errors import ConfigError
+from barnraise.runs import directory as rundir
 
 NO_FLAGS: dict[str, Any] = {"rounds": None, "steps": None, "seed": None, "data": None, "preset": None}
 TEXT = "A barn is raised by neighbours in one day, and each of them owns a barn of their own. " * 100
@@ -85,7 +86,7 @@ def play(tmp_path: Path, *, json: bool) -> None:
     """Carry out a run of two peers that only play their part."""
     made = rundir.create(RunConfig(round=RoundConfig(rounds=3, steps=5)), 2, tmp_path / "run", datetime(2026, 1, 2))
     swarm = Swarm(directory=made, command=(sys.executable, str(FAKE_PEER), "well"))
-    carry_out(swarm, json=json, report_command=(sys.executable, "-c", FAKE_REPORT))
+    conduct(swarm, json=json, report_command=(sys.executable, "-c", FAKE_REPORT))
 
 
 def test_json_ends_with_the_figures_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

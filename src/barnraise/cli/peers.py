@@ -1,0 +1,84 @@
+"""``barnraise peers``: whom one peer of this machine takes for a member, is connected to, and heard when."""
+
+import time
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from barnraise.cli.page import Directory, Json, print_json, print_table
+from barnraise.cli.status import is_named
+from barnraise.errors import ConfigError
+from barnraise.observe.status import Status
+from barnraise.runs import reading
+from barnraise.runs.reading import PeerNow
+
+
+def peers(
+    *,
+    directory: Directory = None,
+    node: Annotated[str | None, Parameter(show_default=False)] = None,
+    json: Json = False,
+) -> int:
+    """List the members of a run and the other peers that are connected, as one peer of this machine sees them.
+
+    Args:
+        directory: Directory of the run, or of one peer. Default: the run of this user in which something happened last.
+        node: Whose view: a peer's id or the end of it, or its directory, such as peer-0. Default: the first that runs.
+        json: Print one object.
+    """
+    path = reading.find(directory)
+    peer, state = _viewer(reading.peers_now(path), node, str(path))
+    age = max(0.0, time.time() - state.time) if peer.is_alive else 0.0
+    rows = _rows(state, age)
+    if json:
+        print_json({"peer": state.peer, "time": state.time, "is_alive": peer.is_alive, "peers": rows})
+        return 0
+    alive = "is running" if peer.is_alive else "is not running; this is what it knew last"
+    print(f"{peer.directory.name} ({state.peer}) {alive}; it listens on {state.address or 'no address yet'}\n")
+    titles = ("peer", "member", "counts from round", "missed", "connected", "heard")
+    print_table(titles, [_cells(row) for row in rows], numbers=("counts from round", "missed", "heard"))
+    return 0
+
+
+def _viewer(found: list[PeerNow], node: str | None, where: str) -> tuple[PeerNow, Status]:
+    wanted = [peer for peer in found if node is None or is_named(peer, node)]
+    for peer in sorted(wanted, key=lambda peer: not peer.is_alive):
+        if peer.status is not None:
+            return peer, peer.status
+    if wanted:
+        raise ConfigError(f"{where}: its peers have said nothing yet. Wait some seconds, or look into stderr.log.")
+    known = ", ".join(peer.directory.name for peer in found)
+    raise ConfigError(f"--node {node} is none of the peers here: {known}. Name one of them.")
+
+
+def _rows(state: Status, age_s: float) -> list[dict[str, object]]:
+    """Return members by seniority, then the others that are connected."""
+    members = {member.peer: member for member in state.members}
+    heard = {entry.peer: entry.silent_s for entry in state.connected}
+    rows: list[dict[str, object]] = []
+    for ident in [*members, *sorted(heard.keys() - members.keys())]:
+        member = members.get(ident)
+        rows.append(
+            {
+                "peer": ident,
+                "is_self": ident == state.peer,
+                "is_member": member is not None,
+                "counts_from": member.counts_from if member else None,
+                "missed": member.missed if member else None,
+                "is_connected": ident in heard,
+                "silent_s": round(heard[ident] + age_s, 1) if ident in heard else None,
+            }
+        )
+    return rows
+
+
+def _cells(row: dict[str, object]) -> tuple[str, ...]:
+    if row["is_self"]:
+        connected, heard = "itself", ""
+    else:
+        connected = "yes" if row["is_connected"] else "no"
+        heard = "" if row["silent_s"] is None else f"{row['silent_s']} s ago"
+    member = "yes" if row["is_member"] else "no"
+    counts = "" if row["counts_from"] is None else str(row["counts_from"])
+    missed = "" if row["missed"] is None else str(row["missed"])
+    return str(row["peer"]), member, counts, missed, connected, heard

@@ -1,0 +1,351 @@
+"""The context that users hold: tensors of all kinds, real sockets on loopback, and what it says when something is wrong."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from barnraise.api import context as module
+from barnraise.api.backend import Backend, Operation, Vector
+from barnraise.api.context import Context, discover, static_peers
+from barnraise.api.networked import rank_identity, run_id
+from barnraise.errors import ConfigError, Unavailable
+from barnraise.identity import ClusterKey
+from barnraise.runs import places
+
+KEY = ClusterKey.generate()
+
+
+class Doubling:
+    """A backend without any network: the sum over two ranks that hold the same."""
+
+    rank, world_size, address = 0, 2, "nowhere"
+
+    def __init__(self) -> None:
+        self.given: list[Vector] = []
+        self.closed = False
+        self.inside: Callable[[], None] = lambda: None
+        self.error: Exception | None = None
+
+    def wait_for_peers(self, count: int | None, timeout_s: float) -> None:
+        self.inside()
+
+    def all_reduce(self, vector: Vector, operation: Operation, timeout_s: float) -> Vector:
+        self.given.append(vector)
+        if self.error:
+            vector[:] = -1
+            raise self.error
+        return vector * vector.dtype.type(2) if operation == "sum" else vector.copy()
+
+    def barrier(self, timeout_s: float) -> None:
+        self.inside()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def doubling() -> tuple[Doubling, Context]:
+    backend = Doubling()
+    checked: Backend = backend
+    return backend, Context(checked)
+
+
+def free_addresses(count: int) -> list[str]:
+    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in taken]
+    for one in taken:
+        one.close()
+    return addresses
+
+
+def at_once(*works: Callable[[], Any]) -> list[Any]:
+    """Do several machines' work, each in a thread."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [future.result() for future in [pool.submit(work) for work in works]]
+
+
+# ---- tensors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3, 4)])
+def test_numpy_arrays_of_any_shape_and_float_type(dtype: type, shape: tuple[int, ...]) -> None:
+    backend, context = doubling()
+    array = np.full(shape, 1.5, dtype)
+    assert context.all_reduce(array, "sum") is array
+    assert array.dtype == dtype
+    assert array.shape == shape
+    assert (array == 3).all()
+    assert backend.given[0].dtype == (np.float64 if dtype is np.float64 else np.float32)
+    assert backend.given[0].ndim == 1
+
+
+def test_a_view_is_changed_in_place_and_nothing_beside_it() -> None:
+    _, context = doubling()
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    context.all_reduce(array[:, 1::2], "sum")
+    assert array.tolist() == [[0, 2, 2, 6], [4, 10, 6, 14], [8, 18, 10, 22]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3, 4)])
+def test_torch_tensors_of_any_shape_and_float_type(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    backend, context = doubling()
+    tensor = torch.full(shape, 1.5, dtype=dtype)
+    assert context.all_reduce(tensor, "sum") is tensor
+    assert tensor.dtype == dtype
+    assert (tensor == 3).all()
+    assert backend.given[0].dtype == (np.float64 if dtype == torch.float64 else np.float32)
+
+
+def test_a_parameter_that_needs_a_gradient_and_one_that_is_not_contiguous() -> None:
+    _, context = doubling()
+    layer = torch.nn.Linear(3, 2)
+    before = layer.weight.detach().clone()
+    context.all_reduce(layer.weight, "sum")
+    assert torch.equal(layer.weight, 2 * before)
+    assert layer.weight.requires_grad
+    turned = torch.arange(6.0).reshape(2, 3).T
+    context.all_reduce(turned, "sum")
+    assert turned.tolist() == [[0, 6], [2, 8], [4, 10]]
+
+
+def test_nothing_changes_when_it_fails() -> None:
+    backend, context = doubling()
+    backend.error = Unavailable("rank 1 went away")
+    array, tensor = np.ones(5, np.float32), torch.ones(5)
+    for given in (array, tensor, array.astype(np.float64)):
+        with pytest.raises(Unavailable):
+            context.all_reduce(given)
+        assert (given == 1).all()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.ones(3, np.int64),
+        np.ones(3, np.complex64),
+        torch.ones(3, dtype=torch.int32),
+        torch.ones(3).to_sparse(),
+        [1.0, 2.0],
+        "text",
+    ],
+)
+def test_what_cannot_be_added_up_is_refused(given: object) -> None:
+    backend, context = doubling()
+    with pytest.raises(ConfigError, match="all_reduce takes"):
+        context.all_reduce(given)
+    assert not backend.given
+
+
+def test_a_read_only_array_and_an_unknown_operation_are_refused_before_anything_is_sent() -> None:
+    backend, context = doubling()
+    array = np.ones(3, np.float32)
+    with pytest.raises(ConfigError, match="op='max'"):
+        context.all_reduce(array, "max")  # type: ignore[arg-type]
+    array.flags.writeable = False
+    with pytest.raises(ConfigError, match="read-only"):
+        context.all_reduce(array)
+    assert not backend.given
+
+
+def test_two_threads_cannot_call_at_once() -> None:
+    backend, context = doubling()
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        entered.set()
+        leave.wait(20)
+
+    backend.inside = wait
+    thread = threading.Thread(target=context.barrier)
+    thread.start()
+    assert entered.wait(20)
+    with pytest.raises(ConfigError, match="another thread"):
+        context.all_reduce(np.ones(1, np.float32))
+    leave.set()
+    thread.join()
+    context.all_reduce(np.ones(1, np.float32))
+
+
+def test_the_block_closes_it() -> None:
+    backend, context = doubling()
+    with context as same:
+        assert same is context
+        assert (context.rank, context.world_size, context.address) == (0, 2, "nowhere")
+    assert backend.closed
+
+
+# ---- machines ---------------------------------------------------------------------------------------------------
+
+
+def train(context: Context, count: int) -> tuple[int, int, bytes, float]:
+    """Do a machine's part, as a user would."""
+    with context:
+        context.wait_for_peers(count, timeout_s=30)
+        tensor = torch.full((1000, 301), float(context.rank + 1))
+        context.all_reduce(tensor)
+        array = np.random.default_rng(context.rank).normal(0, 1, 5000).astype(np.float32)
+        context.all_reduce(array, op="sum")
+        context.barrier()
+        return context.rank, context.world_size, array.tobytes(), float(tensor[-1, -1])
+
+
+def test_machines_on_a_list_get_the_same_bits() -> None:
+    addresses = free_addresses(3)
+    works = [lambda rank=rank: train(static_peers(addresses, rank, cluster_key=KEY), 3) for rank in range(3)]
+    found = at_once(*works)
+    assert [result[:2] for result in found] == [(0, 3), (1, 3), (2, 3)]
+    assert len({result[2] for result in found}) == 1
+    assert [result[3] for result in found] == [2.0] * 3
+
+
+def test_machines_that_find_each_other_get_the_same_bits() -> None:
+    first = discover(cluster_key=KEY, name="found", mdns=False)
+    others = [discover(cluster_key=KEY, name="found", mdns=False, bootstrap=[first.address]) for _ in range(2)]
+    found = at_once(*(lambda context=context: train(context, 3) for context in (first, *others)))
+    assert sorted(result[:2] for result in found) == [(0, 3), (1, 3), (2, 3)]
+    assert len({result[2] for result in found}) == 1
+
+
+def test_machines_of_one_network_find_each_other_by_mdns() -> None:
+    works = [lambda: train(discover(cluster_key=KEY, name="mdns"), 2) for _ in range(2)]
+    found = at_once(*works)
+    assert sorted(result[:2] for result in found) == [(0, 2), (1, 2)]
+    assert len({result[2] for result in found}) == 1
+
+
+def test_a_machine_that_closes_is_named_and_nobody_hangs() -> None:
+    addresses = free_addresses(2)
+
+    def leave() -> None:
+        with static_peers(addresses, 1, cluster_key=KEY) as context:
+            context.wait_for_peers(timeout_s=30)
+
+    def stay() -> str:
+        with static_peers(addresses, 0, cluster_key=KEY) as context:
+            context.wait_for_peers(timeout_s=30)
+            tensor = torch.ones(10)
+            with pytest.raises(Unavailable) as caught:
+                context.all_reduce(tensor)
+            assert torch.equal(tensor, torch.ones(10))
+            with pytest.raises(Unavailable, match="the group has ended"):
+                context.barrier()
+            return str(caught.value)
+
+    assert "rank 1" in at_once(leave, stay)[1]
+
+
+def test_other_keys_and_names_stay_apart() -> None:
+    with discover(cluster_key=KEY, name="one", mdns=False) as first:
+        seen = [first.address]
+        for key, name, why in ((KEY, "two", "in run"), (ClusterKey.generate(), "one", "in run")):
+            other = discover(cluster_key=key, name=name, mdns=False, bootstrap=seen)
+            with other, pytest.raises(Unavailable, match=why):
+                other.wait_for_peers(2, timeout_s=2)
+
+
+def test_a_closed_context_says_so() -> None:
+    context = discover(cluster_key=KEY, mdns=False)
+    context.close()
+    context.close()
+    with pytest.raises(Unavailable, match="was closed"):
+        context.wait_for_peers(1)
+
+
+def test_no_thread_outlives_a_context() -> None:
+    before = threading.active_count()
+    with discover(cluster_key=KEY, mdns=False) as context:
+        context.wait_for_peers(1)
+        assert threading.active_count() > before
+    assert not [thread for thread in threading.enumerate() if thread.name == "barnraise context"]
+
+
+def test_a_list_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"rank 2 is not on the list, which has ranks 0 .. 1"):
+        static_peers(["127.0.0.1:1", "127.0.0.1:2"], 2, cluster_key=KEY)
+    with pytest.raises(ConfigError, match="twice"):
+        static_peers(["127.0.0.1:1", "127.0.0.1:1"], 0, cluster_key=KEY)
+    with pytest.raises(ConfigError, match="not host:port"):
+        static_peers(["127.0.0.1"], 0, cluster_key=KEY)
+    with pytest.raises(ConfigError, match="not known here"):
+        static_peers(["no.such.host.invalid:4001"], 0, cluster_key=KEY)
+
+
+def test_an_address_that_is_taken_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="taken"):
+            static_peers([address], 0, cluster_key=KEY)
+
+
+def test_a_key_may_be_an_object_a_text_a_file_or_the_users_own(tmp_path: Path) -> None:
+    KEY.save(tmp_path / "cluster.key")
+    for given in (KEY, KEY.to_text(), tmp_path / "cluster.key", str(tmp_path / "cluster.key")):
+        with discover(cluster_key=given, name="key", mdns=False) as context:
+            context.wait_for_peers(1)
+    assert not places.cluster_key_file().exists()
+    with discover(mdns=False) as context:
+        context.wait_for_peers(1)
+    assert places.cluster_key_file().exists()
+    with pytest.raises(ConfigError, match="neither a file nor a key"):
+        discover(cluster_key=KEY.to_text()[:-1], mdns=False)
+
+
+def test_ranks_and_runs_follow_from_key_and_name_alone() -> None:
+    other = ClusterKey.generate()
+    ids = {rank_identity(key, name, rank).peer_id for key in (KEY, other) for name in "ab" for rank in (0, 1)}
+    assert len(ids) == 8
+    assert rank_identity(KEY, "a", 1).peer_id == rank_identity(ClusterKey(KEY.secret), "a", 1).peer_id
+    assert len({run_id(KEY, "a"), run_id(KEY, "b"), run_id(other, "a")}) == 3
+    assert KEY.secret not in run_id(KEY, "a")
+
+
+PROGRAM = """
+import sys
+from barnraise.api.context import static_peers
+with static_peers(sys.argv[2:], int(sys.argv[1]), cluster_key=sys.stdin.read()) as context:
+    context.wait_for_peers(timeout_s=30)
+    import numpy
+    print(context.all_reduce(numpy.full(2, float(context.rank)), op="sum").tolist())
+"""
+
+
+@pytest.mark.e2e
+def test_a_users_program_has_its_output_for_itself_and_needs_no_torch_for_arrays() -> None:
+    addresses = free_addresses(2)
+    code = PROGRAM + "print('torch' in sys.modules)"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank), *addresses],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write(KEY.to_text())
+        process.stdin.close()
+        process.stdin = None
+    results = [process.communicate(timeout=50) for process in started]
+    assert [json.loads(out.split("\n")[0]) for out, _ in results] == [[1.0, 1.0]] * 2
+    assert [out.split("\n")[1:] for out, _ in results] == [["False", ""]] * 2
+    assert [error for _, error in results] == ["", ""]
+
+
+@pytest.mark.parametrize("thing", ["Context", "discover", "static_peers"])
+def test_the_examples_in_docstrings_do_what_they_say(thing: str, run_docstring: Callable[..., None]) -> None:
+    port = int(free_addresses(1)[0].rpartition(":")[2])
+    run_docstring(getattr(module, thing), np=np, discover=discover, static_peers=static_peers, key=KEY, port=port)
