@@ -25,8 +25,9 @@ from barnraise.config import RunConfig
 from barnraise.data.corpus import Corpus, load
 from barnraise.data.samples import batch
 from barnraise.ids import PeerId
+from barnraise.model.build import build
 from barnraise.model.flat import Flat, flatten
-from barnraise.model.gpt import GPT, loss
+from barnraise.model.loss import loss
 from barnraise.outer.strategy import strategy_of
 from barnraise.swarm.workspace import Workspace
 from barnraise.train.evaluate import evaluate
@@ -40,7 +41,7 @@ class Swarm:
 
     def __init__(self, config: RunConfig, corpus: Corpus, workers: int) -> None:
         self.config, self.corpus = config, corpus
-        self.model = GPT(config.model, config.seed)
+        self.model = build(config.model, config.seed)
         self.flat = flatten(self.model)
         self.inners = [Inner(self.flat, config.inner) for _ in range(workers)]
         self.steps = strategy_of(config).steps(config)

@@ -35,8 +35,9 @@ from barnraise.config import RunConfig
 from barnraise.data.corpus import Corpus, load
 from barnraise.data.samples import batch
 from barnraise.ids import PeerId
+from barnraise.model.build import build
 from barnraise.model.flat import Flat, flatten
-from barnraise.model.gpt import GPT, loss
+from barnraise.model.loss import loss
 from barnraise.swarm.workspace import Workspace
 from barnraise.train.evaluate import evaluate
 from barnraise.train.inner import Inner, lr_factor
@@ -92,7 +93,7 @@ class Laboratory:
 
     def __init__(self, config: RunConfig, corpus: Corpus, num_workers: int, num_steps: int) -> None:
         self.config, self.corpus, self.num_workers, self.num_steps = config, corpus, num_workers, num_steps
-        self.model = GPT(config.model, config.seed)
+        self.model = build(config.model, config.seed)
         self.flat = flatten(self.model)
         self.blocks = blocks_of(self.flat)
         self.inner = Inner(self.flat, config.inner)

@@ -1,7 +1,7 @@
 """Not only for text: a small CNN learns to read scikit-learn's 1797 scanned digits, in as many terminals as you open.
 
-    python examples/digits.py                            # founds a run and prints how others join it
-    BARNRAISE_JOIN=... python examples/digits.py         # joins it
+python examples/digits.py                            # founds a run and prints how others join it
+BARNRAISE_JOIN=... python examples/digits.py         # joins it
 """
 
 import os
@@ -47,7 +47,9 @@ def main() -> None:
             optimizer.zero_grad()
             if swarm.step(loss, samples=len(x)):
                 rate = schedule.get_last_lr()[0]
-                print(f"round {swarm.round}  {swarm.num_members} peers  loss {loss.item():.3f}  lr {rate:.4f}", flush=True)
+                print(
+                    f"round {swarm.round}  {swarm.num_members} peers  loss {loss.item():.3f}  lr {rate:.4f}", flush=True
+                )
 
     model.eval()
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Your own loop in a swarm: the lines with `swarm` are all that is new.
 
-    python examples/own_loop.py                          # founds a run and prints how others join it
-    BARNRAISE_JOIN=... python examples/own_loop.py       # joins it, from another terminal or machine
+python examples/own_loop.py                          # founds a run and prints how others join it
+BARNRAISE_JOIN=... python examples/own_loop.py       # joins it, from another terminal or machine
 """
 
 import os
@@ -21,7 +21,7 @@ def main() -> None:
 
     with barnraise.join(model, optimizer, sync_every=50) as swarm:
         print(f"others join with BARNRAISE_JOIN={swarm.invitation}", flush=True)
-        for step in range(STEPS):
+        for _ in range(STEPS):
             x = torch.rand(256, 2) * 4 - 2  # data of its own: no two peers see the same
             y = torch.sin(x[:, :1] * 2) * torch.cos(x[:, 1:])
             loss = nn.functional.mse_loss(model(x), y)
@@ -32,7 +32,7 @@ def main() -> None:
                 print(f"round {swarm.round}  {swarm.num_members} peers  loss {loss.item():.4f}", flush=True)
             if swarm.is_over:
                 break
-    print(f"left after {step + 1} steps  loss {loss.item():.4f}")
+    print(f"left with loss {loss.item():.4f}")
 
 
 if __name__ == "__main__":

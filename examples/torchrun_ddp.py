@@ -1,7 +1,7 @@
 """Two processes of one machine as one peer, with DDP between them; the swarm sees one update.
 
-    torchrun --nproc-per-node 2 examples/torchrun_ddp.py                       # founds a run
-    BARNRAISE_JOIN=... torchrun --nproc-per-node 2 examples/torchrun_ddp.py    # joins it
+torchrun --nproc-per-node 2 examples/torchrun_ddp.py                       # founds a run
+BARNRAISE_JOIN=... torchrun --nproc-per-node 2 examples/torchrun_ddp.py    # joins it
 """
 
 import os

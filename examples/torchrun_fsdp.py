@@ -1,7 +1,7 @@
 """Two processes as one peer with FSDP2: each holds half of every parameter, the swarm sees whole ones.
 
-    torchrun --nproc-per-node 2 examples/torchrun_fsdp.py                       # founds a run
-    BARNRAISE_JOIN=... torchrun --nproc-per-node 2 examples/torchrun_fsdp.py    # joins it
+torchrun --nproc-per-node 2 examples/torchrun_fsdp.py                       # founds a run
+BARNRAISE_JOIN=... torchrun --nproc-per-node 2 examples/torchrun_fsdp.py    # joins it
 """
 
 import os

@@ -13,7 +13,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from barnraise.link.messages import VERSION, Begin, Done, FromPeer, Hello, Initialise, Initialised, Stop, Tensor
+from barnraise.link.messages import (
+    VERSION,
+    Begin,
+    Done,
+    Finished,
+    FromPeer,
+    Hello,
+    Initialise,
+    Initialised,
+    Stop,
+    Tensor,
+)
 from barnraise.train import vectors
 from barnraise.train.session import PeerGone, Session
 
@@ -50,6 +61,7 @@ def answer(message: FromPeer, num_parameters: int, pause_s: float) -> Initialise
     samples = sum(segment.count for segment in message.segments)
     return Done(
         round=message.round,
+        order=message.order,
         steps=message.steps,
         samples=samples,
         tokens=samples,
@@ -71,7 +83,7 @@ def main() -> None:
     with Session.connect(arguments.socket) as session:
         try:
             session.send(Hello(version=VERSION, pid=os.getpid(), layout=layout(size), data_digest=b"", device="none"))
-            while not isinstance(message := session.receive(), Stop):
+            while not isinstance(message := session.receive(), Stop | Finished):
                 session.send(answer(message, size, pause_s))
         except PeerGone:
             return

@@ -12,7 +12,6 @@ from typing import Any, Final
 import trio
 from measure.process import cpu_s, peak_rss_mb
 
-from barnraise.runs import directory as rundir
 from barnraise.cli.launch import Swarm, raise_swarm
 from barnraise.config import PeerConfig, RunConfig
 from barnraise.observe.view import View
@@ -24,6 +23,7 @@ from barnraise.observe.vocabulary import (
     RunFinished,
     TrainerStarted,
 )
+from barnraise.runs import directory as rundir
 
 RANDOM_TRAINER: Final = Path(__file__).with_name("random_trainer.py")
 
@@ -89,6 +89,9 @@ class Recorder:
         """Pass on what a person should know."""
         print(f"swarm: {text}", file=sys.stderr)
 
+    def invite(self, word: str, file: Path) -> None:
+        """Show nothing."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Directory(rundir.RunDirectory):
@@ -126,7 +129,7 @@ async def run_swarm(
     directory = _Directory(path=made.path, config=made.config, peers=made.peers, trainer=trainer)
     recorder = Recorder()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(raise_swarm, Swarm(directory=directory, log_level="warning"), recorder)
+        nursery.start_soon(raise_swarm, Swarm(directory=directory, settings={"log_level": "warning"}), recorder)
         await watch(recorder)
         nursery.cancel_scope.cancel()
     return recorder

@@ -38,10 +38,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The model: the default transformer's shape, or what fixes a model that the run's creator brought along."""
+    """The model: the built-in one's shape, or what fixes a model that the run's creator brought along."""
 
-    architecture: Literal["gpt", "stock", "custom"] = "gpt"
-    """``gpt``: the default; ``stock``: one that other programs know under its own name; ``custom``: the user's own."""
+    architecture: Literal["lfm2", "custom"] = "lfm2"
+    """``lfm2``: the built-in one, which `transformers` knows under that name; ``custom``: the user's own."""
     hidden_size: int = 128
     """Width of the residual stream."""
     num_layers: int = 4
@@ -54,7 +54,7 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     layout: str = ""
-    """BLAKE3 (hex) of the tensors' names and shapes; "": of the default model, which its shape fixes."""
+    """BLAKE3 (hex) of the tensors' names and shapes; "": of the built-in model, which its shape fixes."""
     initial: str = ""
     """BLAKE3 (hex) of the first parameters; "": each peer draws the same ones from the seed."""
     source: str = ""
@@ -219,11 +219,11 @@ PEER_PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             {"listen": f"/ip4/127.0.0.1/tcp/{CONTROL_PORT}", "bulk_listen": f"127.0.0.1:{BULK_PORT}"}
         ),
         "distributed": types.MappingProxyType(
-            {"listen": f"/ip4/0.0.0.0/tcp/{CONTROL_PORT}", "bulk_listen": f"0.0.0.0:{BULK_PORT}", "mdns": True}
+            {"listen": f"/ip4/lan/tcp/{CONTROL_PORT}", "bulk_listen": f"lan:{BULK_PORT}", "mdns": True}
         ),
     }
 )
-"""Kinds of settings of a long-lived peer: loopback alone, or all of this machine's networks. The rest is alike."""
+"""Kinds of settings of a long-lived peer: loopback alone, or this machine's address on its network. The rest is alike."""
 
 ELSEWHERE: Mapping[str, str] = types.MappingProxyType(
     {
@@ -400,12 +400,17 @@ def _check_ranges(config: RunConfig, where: str) -> None:
     for key, (low, high) in RANGES.items():
         if not low <= flat[key] <= high:
             raise ConfigError(f"{where}: {key} = {flat[key]} is outside {low} .. {high}. Change the value.")
-    model = config.model
-    if model.hidden_size % model.num_heads:
-        raise ConfigError(
-            f"{where}: model.hidden_size = {model.hidden_size} is not a multiple of model.num_heads = "
-            f"{model.num_heads}. Change one of them."
-        )
+    check_heads(config.model, where)
+
+
+def check_heads(model: ModelConfig, where: str) -> None:
+    """Check that attention's heads are alike and can be rotated; raises `ConfigError`, which begins with ``where``."""
+    over = f"{where}: model.hidden_size = {model.hidden_size} over model.num_heads = {model.num_heads}"
+    width, rest = divmod(model.hidden_size, model.num_heads)
+    if rest:
+        raise ConfigError(f"{over} is not a whole number. Change one of them.")
+    if width % 2:
+        raise ConfigError(f"{over} is {width}, and positions turn pairs of numbers: it must be even. Change one of them.")
 
 
 RANGES: Mapping[str, tuple[float, float]] = {

@@ -12,7 +12,6 @@ import hmac
 import os
 import secrets
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -104,7 +103,7 @@ class PublicIdentity:
 class Identity:
     """A peer's two secret keys.
 
-    >>> identity = Identity.load_or_create(data_home() / "identity.key")
+    >>> identity = Identity.load_or_create(directory / "identity.key")
     >>> signature = identity.sign("barnraise 1 vote", b"yes")
     >>> identity.public.verify("barnraise 1 vote", b"yes", signature)
     True
@@ -332,15 +331,6 @@ def ed25519_of(peer: PeerId) -> bytes:
     if peer_id_of(key) != peer:
         raise ValueError(f"{peer[:MAX_PEER_ID_CHARS]!r} is not the peer id of an Ed25519 key")
     return key
-
-
-def data_home(environment: Mapping[str, str] | None = None) -> Path:
-    """Return where barnraise keeps its data by default: ``$XDG_DATA_HOME/barnraise``, or ``~/.local/share/barnraise``.
-
-    A relative ``XDG_DATA_HOME`` is ignored, as the XDG Base Directory Specification asks.
-    """
-    base = Path((os.environ if environment is None else environment).get("XDG_DATA_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".local" / "share") / "barnraise"
 
 
 _DAMAGED: Final = (

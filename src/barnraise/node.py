@@ -37,7 +37,7 @@ from barnraise.ids import Digest, RunId
 from barnraise.link.messages import Hello as TrainerHello
 from barnraise.link.messages import Initialise, Initialised, layout_digest
 from barnraise.link.process import ExternalTrainer, TrainerGone, TrainerLink, TrainerProcess, TrainerUp
-from barnraise.net.addresses import bulk_endpoint
+from barnraise.net.addresses import bulk_endpoint, control_endpoint
 from barnraise.net.announcement import Announcement, cluster_tag
 from barnraise.net.bulk import BulkLimits, open_bulk
 from barnraise.net.discovery import announce
@@ -115,7 +115,7 @@ async def run_peer(config: PeerConfig, run_file: Path, events: EventLog, wishes:
                 cluster_key,
                 run=run_id,
                 hello=hello,
-                listen=config.listen,
+                listen=control_endpoint(config.listen),
                 bootstrap=config.bootstrap,
                 authorise=lambda peer: True,
                 max_peers=config.max_peers,

@@ -19,6 +19,13 @@ import pytest
 PEER = Path(__file__).with_name("lan_peer.py")
 TOOLS = ("unshare", "nsenter", "ip")
 HERE, THERE = ("10.77.0.1", "fd77::1"), ("10.77.0.2", "fd77::2")
+SMALL = {
+    "BARNRAISE_RUN_MODEL__HIDDEN_SIZE": "32",
+    "BARNRAISE_RUN_MODEL__NUM_LAYERS": "1",
+    "BARNRAISE_RUN_MODEL__NUM_HEADS": "1",
+    "BARNRAISE_RUN_MODEL__MAX_SEQ_LEN": "32",
+    "OMP_NUM_THREADS": "1",
+}
 HOLD = [sys.executable, "-c", "import sys; print('ready', flush=True); sys.stdin.read()"]
 """A process whose namespaces others enter, for as long as its stdin is open."""
 
@@ -39,6 +46,18 @@ class Lan:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        self.processes.append(process)
+        return process
+
+    def barnraise(self, machine: int, home: Path, *arguments: str) -> subprocess.Popen[str]:
+        """Start the command on a machine; ``home`` is where its user's cluster key is."""
+        process = subprocess.Popen(
+            [*self.enter[machine], sys.executable, "-m", "barnraise", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **SMALL, "PYTHONPATH": os.pathsep.join(sys.path), "BARNRAISE_HOME": str(home)},
         )
         self.processes.append(process)
         return process
@@ -101,6 +120,19 @@ def told(process: subprocess.Popen[str]) -> dict[str, Any]:
     return said
 
 
+def until_event(process: subprocess.Popen[str], kind: str) -> dict[str, Any]:
+    """Return the next event of this kind that a command prints."""
+    while (said := told(process))["event"] != kind:
+        pass
+    return said
+
+
+def wait_for(path: Path) -> None:
+    """Return once a file is there; the test's own timeout bounds it."""
+    while not path.exists():
+        os.sched_yield()
+
+
 def peer_of(address: str) -> str:
     return address.rpartition("/")[2]
 
@@ -123,3 +155,21 @@ def test_a_full_mesh_forms_between_two_machines_and_tensors_pass_both_ways(lan: 
         assert len(report["met"]) == 2
         assert report["met"].items() <= places.items()
         assert sorted(report["whole"]) == sorted(report["met"])
+
+
+@pytest.mark.parametrize("way", ["invitation", "alone"])
+def test_somebody_on_another_machine_joins_a_run(lan: Lan, way: str, tmp_path: Path) -> None:
+    """With the word that the run printed, or found by mDNS with the same cluster key."""
+    place = tmp_path / "founder"
+    train = ("train", "--peers", "1", "--min-peers", "2", "--rounds", "3", "--steps", "1", "--listen", "lan", "--json")
+    founder = lan.barnraise(0, tmp_path / "home", *train, "--dir", str(place))
+    said = until_event(founder, "peer.started")
+    assert f"/ip4/{HERE[0]}/tcp/" in said["address"]
+    wait_for(place / "invitation")
+    word = ("--listen", "lan") if way == "alone" else ((place / "invitation").read_text().strip(),)
+    home = tmp_path / "home" if way == "alone" else tmp_path / "elsewhere"
+    joiner = lan.barnraise(1, home, "join", *word, "--json", "--dir", str(tmp_path / "joiner"))
+    assert f"/ip4/{THERE[0]}/tcp/" in until_event(joiner, "peer.started")["address"]
+    for process in (founder, joiner):
+        until_event(process, "run.finished")
+        assert process.wait() == 0

@@ -4,13 +4,14 @@ A failure names the seed: `barnraise.sim.world.simulate(seed)` replays it.
 """
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
 from barnraise.consensus.voting import Decision
 from barnraise.ids import PeerId
+from barnraise.sim.books import check_exactly_once, log_of
 from barnraise.sim.faults import CRASH_POINTS, Crash, Cutoff, Fault, Pause
 from barnraise.sim.world import Broken, World, simulate
 from barnraise.swarm import records
@@ -19,9 +20,8 @@ from barnraise.swarm.effects import Commit, Effect
 from barnraise.swarm.member import Member
 from barnraise.swarm.records import Cut, Result
 from barnraise.swarm.round import Stepped
-from barnraise.swarm.slots import Segment
-from barnraise.swarm.state import apply, assignment, follow, genesis
-from barnraise.swarm.workspace import root_of
+from barnraise.swarm.slots import Assignment, Segment
+from barnraise.swarm.state import follow
 
 ROUNDS = 3
 
@@ -30,31 +30,10 @@ def world_of(*faults: Fault, seed: int = 1, num_peers: int = 4, rounds: int = RO
     return World(seed=seed, num_peers=num_peers, rounds=rounds, faults=faults)
 
 
-def log_of(world: World) -> list[records.LogEvent]:
-    return [records.decode_event.decode(world.decided[height]) for height in sorted(world.decided)]
-
-
-def samples_of(segments: tuple[Segment, ...]) -> list[int]:
-    return [sample for segment in segments for sample in range(segment.first, segment.first + segment.count)]
-
-
-def check_exactly_once(world: World) -> None:
-    """Follow the decided log from the start; what was trained on and what waits must be every sample once."""
-    end = max((node.member.state for node in world.nodes if node.alive), key=lambda state: state.height)
-    first = World(seed=0, num_peers=len(world.nodes)).nodes[0]
-    zeros = root_of(first.workspace.momentum)
-    state = genesis(world.config, len(first.workspace.blocks), root_of(first.workspace.theta), zeros)
-    trained: list[int] = []
-    for event in log_of(world):
-        if isinstance(event, Result):
-            assert state.cut is not None
-            slots = assignment(state).slots
-            for entry in state.cut.contributions:
-                trained += samples_of(slots[PeerId(entry.member)])
-        state = apply(state, event)
-        assert sorted(trained + samples_of(state.requeued)) == list(range(state.cursor)) or state.cut
-    assert state == end
-    assert state.is_over or world.is_waiting
+def check(world: World) -> None:
+    """Every sample was trained on once or waits, and the run is over, or waits rightly."""
+    check_exactly_once(world)
+    assert all(node.member.state.is_over for node in world.nodes if node.alive) or world.is_waiting
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3, 4, 5, 8])
@@ -64,7 +43,7 @@ def test_without_faults_everybody_contributes_to_every_round(num_peers: int) -> 
     log = log_of(world)
     assert [type(event) for event in log] == [Cut, Result] * ROUNDS
     assert all(len(event.contributions) == num_peers for event in log if isinstance(event, Cut))
-    check_exactly_once(world)
+    check(world)
 
 
 SEEDS = [(4, seed) for seed in range(60)] + [(size, seed) for size in (2, 3, 5) for seed in range(8)]
@@ -72,7 +51,7 @@ SEEDS = [(4, seed) for seed in range(60)] + [(size, seed) for size in (2, 3, 5) 
 
 @pytest.mark.parametrize(("num_peers", "seed"), SEEDS)
 def test_a_run_outlives_the_faults_of_a_seed(num_peers: int, seed: int) -> None:
-    check_exactly_once(simulate(seed, num_peers=num_peers, rounds=ROUNDS))
+    check(simulate(seed, num_peers=num_peers, rounds=ROUNDS))
 
 
 @pytest.mark.parametrize("restart_after_s", [None, 4.0], ids=["for good", "for four seconds"])
@@ -82,7 +61,7 @@ def test_a_crash_at_any_point_is_survived(after: str, peer: int, restart_after_s
     for nth in (1, 3):
         world = world_of(Crash(peer=peer, after=after, round=1, nth=nth, restart_after_s=restart_after_s))
         world.run()
-        check_exactly_once(world)
+        check(world)
 
 
 def test_the_two_juniors_of_three_go_on_without_the_most_senior() -> None:
@@ -96,13 +75,13 @@ def test_a_paused_peer_is_left_out_catches_up_and_ends_with_the_same_checkpoint(
     world.run()
     members = [{c.member for c in event.contributions} for event in log_of(world) if isinstance(event, Cut)]
     assert any("peer-1" not in contributors for contributors in members)
-    check_exactly_once(world)
+    check(world)
 
 
 def test_a_broken_link_between_two_peers_is_survived() -> None:
     world = world_of(*(Cutoff(one=1, other=2, at_s=float(at), for_s=2.0) for at in range(2, 20, 3)))
     world.run()
-    check_exactly_once(world)
+    check(world)
 
 
 def test_half_of_the_peers_without_the_senior_waits_and_decides_nothing() -> None:
@@ -170,3 +149,26 @@ def test_a_peer_that_holds_other_parameters_than_agreed_is_caught() -> None:
     world.nodes[2].workspace.theta = world.nodes[2].workspace.theta + 1
     with pytest.raises(Broken, match="peer 2 holds other parameters"):
         world.run()
+
+
+def test_samples_that_are_lost_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(assigned: Assignment, used: Mapping[str, int]) -> tuple[Segment, ...]:
+        return assigned.requeued
+
+    monkeypatch.setattr(Assignment, "rest", lose)
+    world = world_of(Crash(peer=1, after="Train", round=1))
+    world.run()
+    with pytest.raises(Broken, match="not every sample"):
+        check_exactly_once(world)
+
+
+def test_samples_that_are_trained_on_twice_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(assigned: Assignment, used: Mapping[str, int]) -> tuple[Segment, ...]:
+        return rest(assigned, {})
+
+    rest = Assignment.rest
+    monkeypatch.setattr(Assignment, "rest", forget)
+    world = world_of()
+    world.run()
+    with pytest.raises(Broken, match="not every sample"):
+        check_exactly_once(world)

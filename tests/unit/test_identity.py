@@ -18,7 +18,6 @@ from barnraise.identity import (
     ClusterKey,
     Identity,
     PublicIdentity,
-    data_home,
     peer_id_of,
 )
 
@@ -246,9 +245,3 @@ def test_proof_is_good_for_its_role_channel_and_key_only() -> None:
 def test_cluster_key_has_32_bytes() -> None:
     with pytest.raises(LocalError, match="31 bytes"):
         ClusterKey(bytes(31))
-
-
-def test_data_home_follows_the_xdg_specification() -> None:
-    assert data_home({"XDG_DATA_HOME": "/data"}) == Path("/data/barnraise")
-    default = Path.home() / ".local/share/barnraise"
-    assert data_home({}) == data_home({"XDG_DATA_HOME": ""}) == data_home({"XDG_DATA_HOME": "relative"}) == default

@@ -49,8 +49,8 @@ def weighted_mean(updates: Sequence[Int16], weights: Sequence[int], out: Int16) 
         for update, weight in zip(updates, reduced, strict=True):
             term[...] = update[start:stop]
             if weight != 1:
-                term *= kind(weight)
-            total_sum += term
+                np.multiply(term, kind(weight), out=term)
+            np.add(total_sum, term, out=total_sum)
         np.true_divide(total_sum, kind(total), out=total_sum)
         np.rint(total_sum, out=total_sum)
         out[start:stop] = total_sum

@@ -1,4 +1,4 @@
-"""What a node is made of, as two small objects: how it meets others, and the shape of the default transformer."""
+"""What a node is made of, as two small objects: how it meets others, and the shape of the built-in model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,9 @@ from barnraise.config import ModelConfig
 class NetworkConfig:
     """How a node meets the others. Every field is one of `PeerConfig`'s or of the run's, under the same name.
 
-    >>> network = NetworkConfig(min_peers=2, listen="/ip4/0.0.0.0/tcp/52416")
+    >>> network = NetworkConfig(min_peers=2, listen="/ip4/lan/tcp/52416")
     >>> sorted(network.peer_settings().items())[2]
-    ('listen', '/ip4/0.0.0.0/tcp/52416')
+    ('listen', '/ip4/lan/tcp/52416')
     """
 
     run: str | None = None
@@ -54,7 +54,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformerConfig:
-    """The shape of the default transformer, a causal language model over ``vocab_size`` symbols.
+    """The shape of the built-in model, a causal language model over ``vocab_size`` symbols (`barnraise.model.lfm2`).
 
     >>> TransformerConfig(hidden_size=64, num_heads=2).model_config().hidden_size
     64

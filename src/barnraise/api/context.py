@@ -146,7 +146,7 @@ def discover(
     Args:
         cluster_key: the key, its text, or its file; None: the key of this user's runs, made if there is none.
         name: machines of one cluster key and one name belong together.
-        listen: ``address:port`` of this machine; ``0.0.0.0:0`` listens on all its networks, on a free port.
+        listen: ``address:port`` of this machine; ``lan:0`` is its address on its network, and a free port.
         bulk_port: where tensors come in; 0: a free port.
         bootstrap: multiaddresses of others (`Context.address`), for networks that mDNS does not cross.
         mdns: announce this machine on the local network, and look there for others.

@@ -1,7 +1,7 @@
 """A callback that takes a `lightning.Trainer` into a swarm; the Trainer keeps its loop.
 
-    trainer = Trainer(max_epochs=3, callbacks=[SwarmCallback(sync_every=50)])
-    trainer.fit(module, loader)
+trainer = Trainer(max_epochs=3, callbacks=[SwarmCallback(sync_every=50)])
+trainer.fit(module, loader)
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ except ImportError as error:
     raise ConfigError("lightning is not installed: pip install 'barnraise[lightning]'") from error
 
 
-class SwarmCallback(Callback):  # type: ignore[misc]  # it is Any to mypy, which reads none of lightning
+class SwarmCallback(Callback):
     """Joins when training begins, counts each optimiser step, stops the Trainer when the run is over."""
 
     def __init__(self, **options: Any) -> None:

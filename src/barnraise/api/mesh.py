@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 
 import blake3
 import msgspec
+import structlog
 import trio
 
 from barnraise.api.backend import Operation, Vector
@@ -62,6 +63,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 Statement = Want | Formed | Enter | GaveUp | Left
+_log: structlog.stdlib.BoundLogger = structlog.get_logger()
 _encode = msgspec.msgpack.Encoder().encode
 _statement: Decoder[Statement] = Decoder(msgspec.msgpack.Decoder(Statement))
 _header: Decoder[Header] = Decoder(msgspec.msgpack.Decoder(Header))
@@ -126,7 +128,10 @@ class Mesh:
                     case Received():
                         await self._hear(event.peer, event.message)
             except (ConfigError, PeerError, Unavailable) as error:
-                await self._fail(error, also=event.peer)
+                if event.peer in (self._roster.group or (event.peer,)):
+                    await self._fail(error, also=event.peer)
+                else:
+                    _log.warning("context.stranger", peer=event.peer, reason=str(error))
             self._notify()
 
     async def wait_for_peers(self, count: int | None, timeout_s: float) -> None:

@@ -21,6 +21,7 @@ from barnraise.api.roster import DiscoveredRoster, Roster, StaticRoster
 from barnraise.errors import BarnraiseError, ConfigError, LocalError, Unavailable
 from barnraise.identity import ClusterKey, Identity
 from barnraise.ids import PeerId, RunId
+from barnraise.net.addresses import LAN, lan_address
 from barnraise.net.announcement import Announcement, cluster_tag
 from barnraise.net.bulk import open_bulk
 from barnraise.net.discovery import announce
@@ -69,7 +70,7 @@ def discovered(
             run=run_id(key, name),
             roster=DiscoveredRoster(identity.peer_id),
             listen=(host, port),
-            reached_at=_outward_address() if ip_address(host).is_unspecified else host,
+            reached_at=host,
             bulk_port=bulk_port,
             bootstrap=tuple(bootstrap),
             authorise=lambda peer: True,
@@ -282,6 +283,8 @@ def _parts(text: str) -> tuple[str, int]:
 def _resolved(text: str) -> tuple[str, int]:
     """Return the IP address and port of ``host:port``."""
     host, port = _parts(text)
+    if host == LAN:
+        return lan_address(), port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -295,16 +298,6 @@ def _multiaddress(host: str, port: int, peer: PeerId | None = None) -> str:
     except ValueError:
         kind = "dns"
     return f"/{kind}/{host}/tcp/{port}" + (f"/p2p/{peer}" if peer else "")
-
-
-def _outward_address() -> str:
-    """Return the address from which this machine would speak to others; asks the routing table, sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
 
 
 def _keep_stdout_clean() -> None:

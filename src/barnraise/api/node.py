@@ -24,7 +24,7 @@ from barnraise.api.replay import Loss, Replay, Validation, train_step
 from barnraise.api.swarm import Swarm
 from barnraise.errors import ConfigError
 from barnraise.ids import Digest
-from barnraise.model.gpt import GPT
+from barnraise.model.build import build
 from barnraise.outer.strategy import strategy_of
 from barnraise.swarm.workspace import root_of
 
@@ -83,7 +83,7 @@ class Node:
         """Make a node; nothing is started yet.
 
         Args:
-            model: any module, on its device; or the shape of a default transformer to make.
+            model: any module, on its device; or the shape of a built-in one to make.
             network: how to meet the others; None: a run of this machine alone, until others join.
             optimizer: of the model's parameters; None: AdamW.
             learning_rate: of that AdamW.
@@ -91,26 +91,21 @@ class Node:
             keep_replay: keep what `validate_computation` needs: a second copy of model and optimiser state, and the
                 round's batches.
         """
-        self.model: nn.Module = GPT(model.model_config(), seed=1) if isinstance(model, TransformerConfig) else model
+        self.model: nn.Module = build(model.model_config(), seed=1) if isinstance(model, TransformerConfig) else model
         self.network = network or NetworkConfig()
         self.optimizer = optimizer or AdamW(self.model.parameters(), lr=learning_rate)
         self._loss = loss or cross_entropy
         self._keep_replay = keep_replay
         self._swarm: Swarm | None = None
+        self._is_started = False
         self._pending: tuple[Tensor, int] | None = None
         """Loss and samples of the round's last step, which are handed in with the exchange."""
         self._replay: Replay | None = None
 
     # ---- the life of it ---------------------------------------------------------------------------------------
 
-    def start(self) -> Self:
-        """Join the network with the default rules, if that was not done; return the node."""
-        if self._swarm is None:
-            self.join_network()
-        return self
-
     def join_network(self, *, sync_every: int = SYNC_EVERY, batch_size: int = 32, rounds: int | None = None) -> Swarm:
-        """Found a run or join one, and load the parameters that its members agree on; wait until there is work.
+        """Found a run or join one; `start` waits for the others.
 
         Args:
             sync_every: steps between two exchanges. This and the next two are a founder's; who joins takes the run's.
@@ -140,11 +135,25 @@ class Node:
             peer=network.peer_settings(),
         )
         self.attach(joined)
-        joined.start()
         return joined
 
+    def start(self) -> Self:
+        """Meet the others and load the parameters that they agree on; wait until there is something to train.
+
+        Joins the network with the default rules, if that was not done. Does nothing the second time.
+
+        Raises:
+            BarnraiseError: the run cannot be reached, is another model's, or the peer ended.
+        """
+        if self._swarm is None:
+            self.join_network()
+        if not self._is_started:
+            self.swarm.start()
+            self._is_started = True
+        return self
+
     def attach(self, swarm: Swarm) -> None:
-        """Take a swarm that `barnraise.join` made of this node's model and optimiser, for its other options."""
+        """Take a swarm that `barnraise.join` has made of this node's model and optimiser, for its other options."""
         if self._swarm is not None:
             raise ConfigError("this node is in a network already. Make another node for another run.")
         self._swarm = swarm
@@ -152,9 +161,11 @@ class Node:
     def stop(self) -> None:
         """Finish the round with the others and leave; the model has the parameters that were agreed last."""
         swarm, self._swarm = self._swarm, None
-        if swarm is not None:
-            self._pending = None
+        self._pending = None
+        if swarm is not None and self._is_started:
             swarm.leave()
+        elif swarm is not None:
+            swarm.abort()
 
     def __enter__(self) -> Self:
         return self
@@ -208,6 +219,7 @@ class Node:
         if self._swarm is None:
             rounds = rounds_of(dataset, epochs, batch_size, sync_every, self.network.min_peers)
             self.join_network(sync_every=sync_every, batch_size=batch_size, rounds=rounds)
+        self.start()
         losses, samples = [], 0
         batches = self.swarm.batches(dataset)
         while not self.swarm.is_over:
@@ -230,7 +242,7 @@ class Node:
         Raises:
             ConfigError: there are too few batches, the run is over, or the last round was not brought in.
         """
-        swarm = self.swarm
+        swarm = self.start().swarm
         if self._pending is not None or swarm.is_over:
             reason = "the run is over" if swarm.is_over else "call participate_in_sync() first"
             raise ConfigError(f"there is no round to train: {reason}.")

@@ -88,7 +88,7 @@ def join(
         stateful: what else has a state that a restart must bring back: schedulers, a gradient scaler.
         directory: where to keep the run; None: a new one below ``runs``.
         config: other keys of the run's configuration, nested: ``{"outer": {"lr": 0.7}}``.
-        peer: other keys of this peer's: ``{"listen": "/ip4/0.0.0.0/tcp/52416"}``.
+        peer: other keys of this peer's: ``{"listen": "/ip4/lan/tcp/52416", "bulk_listen": "lan:0"}``.
         leave_s: seconds that the peer is given, at the end, to finish the round with the others.
 
     Raises:

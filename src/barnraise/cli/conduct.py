@@ -9,6 +9,7 @@ from barnraise.cli import summary
 from barnraise.cli.display import Display, display
 from barnraise.cli.launch import Swarm, raise_swarm
 from barnraise.config import flatten
+from barnraise.observe import writers
 from barnraise.observe.view import View
 
 
@@ -19,10 +20,11 @@ def conduct(swarm: Swarm, *, json: bool, report_command: Sequence[str] = summary
         BarnraiseError: the run or its report failed.
         KeyboardInterrupt: the user stopped it at once.
     """
-    with display(json=json) as shown:
+    figures = writers.opened(tensorboard=swarm.tensorboard, wandb=swarm.wandb, name=swarm.directory.path.name)
+    with figures as writer, display(json=json) as shown:
         if not json:
             _introduce(swarm, shown)
-        view = trio.run(raise_swarm, swarm, shown)
+        view = trio.run(raise_swarm, swarm, shown, writer.event)
     if not any(row.finished for row in view.peers):
         _say_how_to_go_on(swarm, view, json=json)
         return

@@ -16,8 +16,7 @@ from barnraise.swarm import records
 LAYOUT_FILE: Final = "layout.msgpack"
 """In a peer's directory: names and shapes of its trainer's tensors."""
 _LOADED_BY: Final = {
-    "stock": "transformers.AutoModelForCausalLM.from_pretrained({directory!r})",
-    "gpt": "barnraise.model.load({directory!r})",
+    "lfm2": "transformers.AutoModelForCausalLM.from_pretrained({directory!r})",
     "custom": "the program that trained it; README.md there says how",
 }
 
@@ -40,7 +39,7 @@ def export(
 ) -> int:
     """Write the trained model as a directory: config.json, model.safetensors, tokenizer.json and a README.
 
-    A model of the stock architecture loads in transformers; the README that is written says what loads this one.
+    The built-in model loads in transformers as it is; the README that is written says what loads yours.
 
     Args:
         directory: Where to write; must not be there yet, or be empty.

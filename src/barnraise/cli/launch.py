@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -98,8 +98,8 @@ class _Told:
     event: AnyEvent
 
 
-async def raise_swarm(swarm: Swarm, display: Display) -> View:
-    """Run a swarm from its first process to its last, and return what it came to.
+async def raise_swarm(swarm: Swarm, display: Display, heard: Callable[[AnyEvent], None] = lambda event: None) -> View:
+    """Run a swarm from its first process to its last, and return what it came to; ``heard`` is told each event.
 
     Raises:
         ConfigError, Unavailable, Aborted, LocalError: a peer did not start, or no peer finished; with a peer's own
@@ -107,18 +107,19 @@ async def raise_swarm(swarm: Swarm, display: Display) -> View:
         KeyboardInterrupt: the user stopped it; all peers have left.
     """
     with EventLog(swarm.directory.events_file) as log:
-        launcher = _Launcher(swarm, display, log)
+        launcher = _Launcher(swarm, display, log, heard)
         await launcher.run()
         launcher.check()
     return launcher.view
 
 
 class _Launcher:
-    def __init__(self, swarm: Swarm, display: Display, log: EventLog) -> None:
+    def __init__(self, swarm: Swarm, display: Display, log: EventLog, heard: Callable[[AnyEvent], None]) -> None:
         self.view = empty(len(swarm.directory.peers))
         self._swarm = swarm
         self._display = display
         self._log = log
+        self._heard = heard
         self._faults = list(swarm.faults)
         self._processes: dict[int, trio.Process] = {}
         self._num_signals = 0
@@ -331,7 +332,7 @@ class _Launcher:
     def _invite(self) -> None:
         """Say how others join, once all peers of a run that was begun here are up."""
         directory, rows = self._swarm.directory, self.view.peers
-        if directory.invitation is not None or not all(row.address for row in rows):
+        if directory.config is None or directory.invitation or not all(row.address for row in rows):
             return
         addresses = tuple(row.address for row in rows[:INVITED_ADDRESSES])
         secret = ClusterKey.load(directory.path / CLUSTER_KEY_FILE).secret
@@ -357,6 +358,7 @@ class _Launcher:
     def _show(self, told: _Told) -> None:
         before, self.view = self.view, apply(self.view, told.source, told.event)
         self._log.write(told.record)
+        self._heard(told.event)
         self._display.event(before, self.view, told.source, told.record, told.event)
 
     def _inject(self, source: int, round_number: int) -> None:

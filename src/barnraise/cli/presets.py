@@ -4,6 +4,7 @@ from typing import Any
 
 from barnraise.cli.page import Json, print_json, print_table
 from barnraise.config import PEER_PRESETS, PRESETS, ModelConfig, PeerConfig
+from barnraise.model.shape import num_parameters
 
 SIZE = "size of the model"
 SETTINGS = "where a peer listens"
@@ -31,12 +32,6 @@ def presets(*, json: Json = False) -> int:
 def _size_cells(name: str, model: ModelConfig) -> tuple[str, ...]:
     shape = f"{model.num_layers} x {model.hidden_size}"
     return name, shape, f"{num_parameters(model) / 1e6:.1f}M", f"{model.max_seq_len} bytes"
-
-
-def num_parameters(model: ModelConfig) -> int:
-    """Return how many numbers the default architecture of this shape has (`barnraise.model.gpt`)."""
-    embeddings = 2 * model.vocab_size + 4 + model.max_seq_len
-    return model.hidden_size * (embeddings + 12 * model.hidden_size * model.num_layers)
 
 
 def _kinds() -> dict[str, dict[str, Any]]:

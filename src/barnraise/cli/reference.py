@@ -72,7 +72,7 @@ def preset_names() -> str:
         (
             f"`{name}`",
             f"{model.num_layers} layers of width {model.hidden_size}, {model.num_heads} heads, context "
-            f"{model.max_seq_len} bytes: {presets.num_parameters(model) / 1e6:.1f}M parameters",
+            f"{model.max_seq_len} bytes: {num_parameters(model) / 1e6:.1f}M parameters",
         )
         for name, model in config.PRESETS.items()
     ]

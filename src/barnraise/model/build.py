@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from barnraise.config import ModelConfig
+from barnraise.config import ModelConfig, check_heads
 from barnraise.errors import ConfigError
-from barnraise.model import gpt, stock
+from barnraise.model.lfm2 import LFM2
 
 
 def build(config: ModelConfig, seed: int) -> nn.Module:
@@ -14,28 +14,11 @@ def build(config: ModelConfig, seed: int) -> nn.Module:
         ConfigError: the architecture is the user's own, or its heads cannot be rotated.
     """
     match config.architecture:
-        case "gpt":
-            return gpt.GPT(config, seed)
-        case "stock":
-            if config.hidden_size // config.num_heads % 2:
-                raise ConfigError(
-                    f"model.hidden_size = {config.hidden_size} over model.num_heads = {config.num_heads} is odd, and the "
-                    "stock architecture rotates pairs. Change one of them, or choose model.architecture = gpt."
-                )
-            return stock.Stock(config, seed)
+        case "lfm2":
+            check_heads(config, "the model's shape")
+            return LFM2(config, seed)
         case "custom":
             raise ConfigError(
                 "model.architecture = custom: only the program that began the run has the model. "
-                "Run that program, or choose gpt or stock."
+                "Run that program, or begin a run with model.architecture = lfm2."
             )
-
-
-def num_parameters(config: ModelConfig) -> int:
-    """Return how many numbers `build` would draw, without drawing them. Raises `ConfigError` for the user's own."""
-    match config.architecture:
-        case "gpt":
-            return gpt.num_parameters(config)
-        case "stock":
-            return stock.num_parameters(config)
-        case "custom":
-            raise ConfigError("model.architecture = custom: only the program that began the run knows its size.")

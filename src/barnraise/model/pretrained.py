@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -20,14 +20,15 @@ from torch import nn
 from barnraise import config as configuration
 from barnraise.config import ModelConfig
 from barnraise.errors import ConfigError
-from barnraise.model import stock
-from barnraise.model.build import build, num_parameters
+from barnraise.model import lfm2
+from barnraise.model.build import build
 from barnraise.model.flat import flatten, read_tensors, save_tensors
+from barnraise.model.shape import num_parameters
 from barnraise.model.tokenizer import tokenizer, tokenizer_config
 
 CONFIG_FILE: Final = "config.json"
 TENSORS_FILE: Final = "model.safetensors"
-OWN_TYPE: Final = "barnraise-gpt"
+MODEL_TYPE: Final = "lfm2"
 MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 64 << 30
 """Room for the largest model that fits into one float32 file of a user's machine; config.json must ask for as much."""
@@ -39,10 +40,6 @@ Array = NDArray[np.float32]
 
 class _Kind(msgspec.Struct, frozen=True):
     model_type: str = ""
-
-
-class _Own(msgspec.Struct, frozen=True):
-    barnraise: dict[str, Any]
 
 
 class _Lfm2(msgspec.Struct, frozen=True):
@@ -106,14 +103,11 @@ def read(directory: Path) -> nn.Module:
     model = build(config, seed=0)
     flat = flatten(model)
     shapes = {tensor.name: tensor.shape for tensor in flat.layout}
-    if config.architecture == "stock":
-        found = read_tensors(file, shapes | stock.gains(config))
-        try:
-            found = stock.from_stock(config, found)
-        except ValueError as error:
-            raise ConfigError(f"{file}: {error}. Only models that barnraise exported are read back.") from error
-    else:
-        found = read_tensors(file, shapes)
+    tensors = read_tensors(file, shapes | lfm2.gains(config))
+    try:
+        found = lfm2.from_transformers(config, tensors)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}. Only models that barnraise exported are read back.") from error
     flat.load(np.concatenate([found[tensor.name].reshape(-1) for tensor in flat.layout]))
     return model
 
@@ -127,56 +121,42 @@ def read_config(directory: Path) -> ModelConfig:
     file = directory / CONFIG_FILE
     _size(file, MAX_CONFIG_BYTES)
     text = file.read_bytes()
-    kind = _decode(text, _Kind, file).model_type
-    if kind == OWN_TYPE:
-        values = _decode(text, _Own, file).barnraise
-    elif kind == "lfm2":
-        values = _from_lfm2(_decode(text, _Lfm2, file), file)
-    else:
+    if (kind := _decode(text, _Kind, file).model_type) != MODEL_TYPE:
         raise ConfigError(
-            f"{file}: model_type is {kind[:80]!r}. Supported are {OWN_TYPE!r} and 'lfm2' over bytes, as `barnraise export` "
-            "writes them; other models train in a loop of your own (barnraise.join)."
+            f"{file}: model_type is {kind[:80]!r}. Built in is {MODEL_TYPE!r} over bytes, as `barnraise export` writes it; "
+            "other models train in a loop of your own (barnraise.join)."
         )
-    known = {field.name for field in dataclasses.fields(ModelConfig)} - {*OF_THE_RUN}
-    model = {key: value for key, value in values.items() if key in known}
-    return configuration.run_config({"model": model}, str(file)).model
-
-
-def _from_lfm2(found: _Lfm2, file: Path) -> dict[str, Any]:
-    values = {
-        "architecture": "stock",
-        "vocab_size": found.vocab_size,
-        "hidden_size": found.hidden_size,
-        "num_layers": found.num_hidden_layers,
-        "num_heads": found.num_attention_heads,
-        "max_seq_len": found.max_position_embeddings,
-    }
-    config = configuration.run_config({"model": values}, str(file)).model
-    expected = stock.stock_config(config)
+    found = _decode(text, _Lfm2, file)
+    config = _shape(found, file)
+    expected = lfm2.transformers_config(config)
     for key, value in msgspec.to_builtins(found).items():
         if value != expected[key]:
             raise ConfigError(
                 f"{file}: {key} is {str(value)[:80]} and must be {str(expected[key])[:80]}. "
                 "Of LFM2, only the shape that `barnraise export` writes is built in."
             )
-    return values
+    return config
+
+
+def _shape(found: _Lfm2, file: Path) -> ModelConfig:
+    values = {
+        "vocab_size": found.vocab_size,
+        "hidden_size": found.hidden_size,
+        "num_layers": found.num_hidden_layers,
+        "num_heads": found.num_attention_heads,
+        "max_seq_len": found.max_position_embeddings,
+    }
+    return configuration.run_config({"model": values}, str(file)).model
 
 
 def _fill(directory: Path, name: str, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
-    if config.architecture == "stock":
-        tensors = stock.to_stock(config, tensors)
-    save_tensors(tensors, directory / TENSORS_FILE)
-    (directory / "README.md").write_text(_readme(name, config), encoding="utf-8")
-    if config.architecture != "custom":
-        described = stock.stock_config(config) if config.architecture == "stock" else _own_config(config)
-        _write_json(directory / CONFIG_FILE, described)
+    if config.architecture == "lfm2":
+        tensors = lfm2.to_transformers(config, tensors)
+        _write_json(directory / CONFIG_FILE, lfm2.transformers_config(config))
         _write_json(directory / "tokenizer.json", tokenizer())
         _write_json(directory / "tokenizer_config.json", tokenizer_config(config))
-
-
-def _own_config(config: ModelConfig) -> dict[str, object]:
-    shape = {key: value for key, value in dataclasses.asdict(config).items() if key not in OF_THE_RUN}
-    return {"architectures": ["GPT"], "model_type": OWN_TYPE, "torch_dtype": "float32", "barnraise": shape}
+    save_tensors(tensors, directory / TENSORS_FILE)
+    (directory / "README.md").write_text(_readme(name, config), encoding="utf-8")
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
@@ -200,10 +180,8 @@ def _size(file: Path, limit: int) -> int:
     return size
 
 
-Architecture = Literal["gpt", "stock", "custom"]
-
-_LOADS: Final[Mapping[Architecture, str]] = {
-    "stock": """\
+_LOADS: Final[Mapping[str, str]] = {
+    "lfm2": """\
 A model over bytes, trained with barnraise, in a shape that `transformers` knows as LFM2. It loads without remote code:
 
 ```python
@@ -212,21 +190,14 @@ model = AutoModelForCausalLM.from_pretrained({name!r})
 tokenizer = AutoTokenizer.from_pretrained({name!r})
 ```
 
-Token ids are the values of the UTF-8 bytes. The model was trained on {context} of them at a time.
-""",
-    "gpt": """\
-A model over bytes, trained with barnraise. `transformers` has no architecture that computes the same (bytes mixed with
-their neighbours at the embedding), so that it loads in plain PyTorch, with barnraise installed:
+Where barnraise is installed, plain PyTorch loads it too:
 
 ```python
-from barnraise.model import load
-model = load({name!r})
-logits = model(torch.tensor([list("To be, or".encode())]))
+import barnraise.model
+model = barnraise.model.load({name!r})
 ```
 
-tokenizer.json loads in `transformers` (`AutoTokenizer.from_pretrained({name!r})`): token ids are the values of the UTF-8
-bytes. The model looks back on {context} of them at most. For one that `transformers` loads whole, train with
-`model.architecture = "stock"`.
+Token ids are the values of the UTF-8 bytes. The model was trained on {context} of them at a time.
 """,
     "custom": """\
 Parameters of a model that its user brought along, trained with barnraise. Their names are those of the module's

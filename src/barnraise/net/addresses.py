@@ -120,8 +120,18 @@ def listening(host: str, control_port: int, bulk_port: int) -> tuple[str, str]:
     return f"/ip{address.version}/{address}/tcp/{control_port}", f"{bracketed}:{bulk_port}"
 
 
+def control_endpoint(listen: str) -> str:
+    """Return the multiaddress that `PeerConfig.listen` means, which may be ``/ip4/lan/tcp/<port>``.
+
+    Raises:
+        ConfigError: this machine has no address on a network. What else is wrong is found when it is listened on.
+    """
+    asked = re.fullmatch(r"/ip[46]/lan/tcp/([0-9]{1,5})", listen)
+    return listening(LAN, int(asked[1]), 0)[0] if asked else listen
+
+
 def bulk_endpoint(bulk_listen: str, listen: str) -> tuple[str, int]:
-    """Read `PeerConfig.bulk_listen` (``192.0.2.7:4002``, ``[2001:db8::7]:4002``) into host and port.
+    """Read `PeerConfig.bulk_listen` (``192.0.2.7:4002``, ``[2001:db8::7]:4002``, ``lan:4002``) into host and port.
 
     Args:
         bulk_listen: host and port.
@@ -133,8 +143,8 @@ def bulk_endpoint(bulk_listen: str, listen: str) -> tuple[str, int]:
     host, _, port = bulk_listen.rpartition(":")
     if not host or not port.isdecimal() or not port.isascii() or int(port) > 65535:
         raise ConfigError(f"bulk_listen = {bulk_listen!r} is not HOST:PORT. Write 127.0.0.1:0 for any free port.")
-    address = _own_address(host.removeprefix("[").removesuffix("]"), bulk_listen)
-    control = re.match(r"/ip[46]/([^/]*)/", listen)
+    address = _own_address(lan_address() if host == LAN else host.removeprefix("[").removesuffix("]"), bulk_listen)
+    control = re.match(r"/ip[46]/([^/]*)/", control_endpoint(listen))
     if control and _own_address(control[1], listen).is_loopback != address.is_loopback:
         raise ConfigError(
             f"listen = {listen!r} and bulk_listen = {bulk_listen!r}: one is for this machine alone and the other is "

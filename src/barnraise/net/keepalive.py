@@ -1,5 +1,6 @@
 """Probes on idle TCP connections, so that a machine that vanished is noticed in half a minute; nothing else."""
 
+import contextlib
 import socket
 from typing import Final, Protocol
 
@@ -23,7 +24,9 @@ class _Settable(Protocol):
 
 def keep_alive(sock: _Settable) -> None:
     """Have the kernel probe a connection that was idle for 15 s, and give it up 15 s later; where it can."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _OPTIONS:
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    # macOS refuses options of a connection that the other side has reset; its next use fails in any case.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _OPTIONS:
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

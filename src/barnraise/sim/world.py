@@ -99,6 +99,8 @@ class World:
         faults: Sequence[Fault] = (),
         horizon_s: float = 2000.0,
         codec: CodecName = "int8",
+        seconds: float = 0.0,
+        min_peers: int = 1,
     ) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -121,6 +123,8 @@ class World:
                 rounds=rounds,
                 steps=3,
                 codec=codec,
+                seconds=seconds,
+                min_peers=min_peers,
                 grace_min_s=5.0,
                 exchange_timeout_s=10.0,
                 agree_timeout_s=3.0,
@@ -416,6 +420,7 @@ class World:
     def _trained(self, node: Node, life: int, order: int, round_: int, slot: tuple[Segment, ...]) -> None:
         if node.life != life or node.train_order != order or not node.alive:
             return
+        asked = sum(segment.count for segment in slot)
         update = _update(node.workspace.theta, slot)
         num_shards = node.member.work.plan.num_shards
         leaves = node.workspace.encode(update, node.member.state.exponents, num_shards)
@@ -423,7 +428,7 @@ class World:
         trained = Trained(
             round=round_,
             steps=3,
-            samples=sum(segment.count for segment in slot),
+            samples=self.rng.randint(1, asked) if self.config.round.seconds else asked,
             tokens=60,
             train_loss=1_000_000,
             validation_loss=1_000_000,
@@ -543,14 +548,20 @@ class World:
 
 
 def simulate(
-    seed: int, *, num_peers: int = 4, rounds: int = 4, visits: bool = False, codec: CodecName = "int8"
+    seed: int,
+    *,
+    num_peers: int = 4,
+    rounds: int = 4,
+    visits: bool = False,
+    codec: CodecName = "int8",
+    seconds: float = 0.0,
 ) -> World:
     """Run one world with faults drawn from the seed, and visitors; raise `Broken` with the seed in its message."""
     rng = random.Random(seed)
     faults = draw(rng, num_peers=num_peers, num_rounds=rounds, horizon_s=20.0 * rounds)
     if visits:
         faults += draw_visits(rng, num_peers=num_peers, horizon_s=4.0 * rounds)
-    world = World(seed=seed, num_peers=num_peers, rounds=rounds, faults=faults, codec=codec)
+    world = World(seed=seed, num_peers=num_peers, rounds=rounds, faults=faults, codec=codec, seconds=seconds)
     try:
         world.run()
     except Broken as error:

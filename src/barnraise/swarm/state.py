@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 import blake3
+import msgspec
 
 from barnraise.config import RunConfig
 from barnraise.errors import LocalError
@@ -185,7 +186,7 @@ def _apply_result(state: State, event: Result) -> tuple[State, Vertex]:
         theta_root=Digest(event.theta_root),
         momentum_root=Digest(event.momentum_root),
         exponents=event.exponents,
-        seed=_hash("barnraise 1 seed", state.seed + event.cut + event.aggregate_root),
+        seed=_next_seed(state, cut, event.aggregate_root),
         cursor=given.cursor,
         requeued=given.rest(_used(state, cut)),
         total_samples=state.total_samples + sum(c.samples for c in cut.contributions),
@@ -194,6 +195,15 @@ def _apply_result(state: State, event: Result) -> tuple[State, Vertex]:
     contributors = tuple((c.member, c.samples) for c in cut.contributions)
     vertex = vertex_of(after, parents=(state.vertex,), contributors=contributors, time=event.time)
     return replace(after, vertex=records.vertex_id(vertex)), vertex
+
+
+def _next_seed(state: State, cut: Cut, aggregate_root: bytes) -> bytes:
+    """Return the next round's seed: of who contributed and what came of it, and of nothing that one peer may choose.
+
+    The entries' own digests would let a proposer choose by its clock.
+    """
+    contributors = msgspec.msgpack.encode([(entry.member, entry.samples) for entry in cut.contributions])
+    return _hash("barnraise 1 seed", state.seed + aggregate_root + contributors)
 
 
 def _used(state: State, cut: Cut) -> dict[str, int]:

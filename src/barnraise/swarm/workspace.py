@@ -144,8 +144,8 @@ class Workspace:
         """Aggregate one shard of ours from the contributors' shards, which are all here, and encode the result.
 
         All members, this one too, go on with what these bytes decode to. What the codec takes from an aggregate is not
-        fed back: it is at most 1/127 of a block's largest element, it would have to be handed on with the shard's
-        owner, and the updates' own, several times that, are fed back.
+        fed back: it is at most 1/127 of a block's largest element, and only the shard's owner, who changes with the
+        members, could keep it.
 
         Args:
             weights: ``(contributor, samples)``, in the order of the cut.
@@ -223,7 +223,7 @@ class Workspace:
     def _encode_shard(
         self, update: Float32, exponents: Sequence[int], start: int, stop: int, data: Bytes, residual: Float32
     ) -> None:
-        scratch = np.empty(PIECE, np.int16)
+        scratch, decoded = np.empty(PIECE, np.int16), np.empty(PIECE, np.int16)
         for first, last in _pieces(start, stop):
             values = scratch[: last - first]
             residual[first:last] = self.residual[first:last]
@@ -232,7 +232,7 @@ class Workspace:
                 grid.encode(update[part], exponents[block], values[low - first : high - first], residual[part])
             self.codec.encode(values, first - start, data)
             if not self.codec.is_exact:
-                values -= self.codec.decode(data, first - start, last - start, np.empty(last - first, np.int16))
+                values -= self.codec.decode(data, first - start, last - start, decoded)
                 self._feed_back(values, exponents, first, residual)
 
     def _feed_back(self, lost: Int16, exponents: Sequence[int], first: int, residual: Float32) -> None:

@@ -47,17 +47,15 @@ def initial(directory: Path) -> Initial:
 def first_parameters(config: RunConfig) -> NDArray[np.float32]:
     """Return the parameters, float32[d], that the run begins with.
 
+    Where it begins with a directory's and that is on another machine, they are drawn from the seed instead. Their hash
+    is then not ``model.initial``: the peer sees that, and takes from the others what the run has come to.
+
     Raises:
-        ConfigError: they lie elsewhere, or are not those that the run was begun with.
+        ConfigError: the directory does not hold what the run was begun with.
     """
     model = config.model
-    if not model.initial and not model.source:
-        return flatten(build(model, config.seed)).numpy()
     if not model.source:
-        raise ConfigError(
-            f"the run begins with parameters {model.initial[:12]} that lie with its creator. Join it while a peer that "
-            "has them is there."
-        )
+        return flatten(build(model, config.seed)).numpy()
     found = initial(Path(model.source))
     if _shape(found.model) != _shape(model) or found.model.initial != model.initial:
         raise ConfigError(

@@ -33,7 +33,7 @@ from barnraise.link.messages import (
 )
 from barnraise.model.build import build
 from barnraise.model.flat import flatten
-from barnraise.model.gpt import loss
+from barnraise.model.loss import loss
 from barnraise.outer.strategy import strategy_of
 from barnraise.train import snapshot, vectors
 from barnraise.train.device import Choice, choose
@@ -118,8 +118,8 @@ class Trainer:
     def round(self, begin: Begin, session: Session) -> Done | None:
         """Train one round from ``begin.theta_path`` and leave the update and the snapshot.
 
-        A round with a time ends with the step during which its time is over. A message that waits ends the round without either: the others have gone on, and its samples are given out
-        again.
+        A round with a time ends with the step during which its time is over. A message that waits ends the round
+        without either: the others have gone on, and its samples are given out again.
 
         Raises:
             Diverged: a loss, a gradient or the update is not finite; neither file was written.

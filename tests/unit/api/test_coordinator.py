@@ -18,7 +18,7 @@ from barnraise.swarm.slots import Segment
 from barnraise.swarm.state import apply, genesis
 from barnraise.swarm.workspace import root_of
 
-CONFIG = RunConfig(inner=InnerConfig(batch_size=2), round=RoundConfig(rounds=4, steps=3))
+CONFIG = RunConfig(inner=InnerConfig(batch_size=2), round=RoundConfig(rounds=4, steps=3, codec="grid16"))
 PEERS = ("ada", "bob", "eve")
 SAMPLES = 6
 
@@ -182,7 +182,7 @@ def test_a_coordinator_needs_a_vector_and_peers() -> None:
 
 
 def test_rounds_end_and_wait_for_enough_members() -> None:
-    config = dataclasses.replace(CONFIG, round=RoundConfig(rounds=1, steps=3, min_peers=3))
+    config = dataclasses.replace(CONFIG, round=RoundConfig(rounds=1, steps=3, min_peers=3, codec="grid16"))
     with pytest.raises(ConfigError, match="min_peers is 3"):
         coordinator_of(config, ["ada", "bob"]).schedule_round()
     coordinator = coordinator_of(config)

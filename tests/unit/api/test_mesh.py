@@ -388,6 +388,16 @@ async def test_nonsense_from_a_peer_ends_the_group_and_names_it(
         await parties[0].mesh.barrier(30.0)
 
 
+async def test_who_is_not_in_the_group_cannot_end_it(autojump_clock: MockClock, ring: Ring) -> None:
+    parties = ring.strangers(3)
+    await gather(parties[:2], 2)
+    for message in (b"\xc1", encode(Want(3)), encode(module.GaveUp(False, "mine")), encode(Formed((parties[2].peer,)))):
+        await parties[2].network.send(parties[0].peer, message)
+    await trio.sleep(1.0)
+    found = await outcomes(*(reducing(party, np.ones(3, np.float32), "sum") for party in parties[:2]))
+    assert all(isinstance(total, np.ndarray) and (total == 2).all() for total in found)
+
+
 async def test_a_reason_from_elsewhere_is_fit_for_a_terminal(autojump_clock: MockClock, ring: Ring) -> None:
     parties = ring.listed(2)
     await gather(parties)

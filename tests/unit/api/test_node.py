@@ -21,7 +21,7 @@ from barnraise.api.ranks import Ranks
 from barnraise.api.trainer import Trainer
 from barnraise.config import PeerConfig, RunConfig, run_config
 from barnraise.errors import ConfigError
-from barnraise.model.gpt import GPT
+from barnraise.model.lfm2 import LFM2
 from barnraise.swarm.workspace import root_of
 
 from .fake_peer import FakePeer, beside, run_of
@@ -53,10 +53,8 @@ def node_of(
     """Return a node whose swarm has been started."""
     node = node or Node(classifier(), learning_rate=0.01)
     peer = FakePeer(peer_directory, run_of(node.model), other_update=other, rounds=rounds)
-    swarm = beside(peer, node.model, node.optimizer)
-    node.attach(swarm)
-    swarm.start()
-    return node, peer
+    node.attach(beside(peer, node.model, node.optimizer))
+    return node.start().start(), peer
 
 
 def vector(model: nn.Module) -> bytes:
@@ -205,6 +203,14 @@ def test_a_node_is_in_one_network(tmp_path: Path) -> None:
         _ = node.invitation
 
 
+def test_a_node_that_never_started_just_goes(tmp_path: Path) -> None:
+    node = Node(classifier())
+    peer = FakePeer(tmp_path, run_of(node.model))
+    with node:
+        node.attach(beside(peer, node.model, node.optimizer))
+    assert peer.ended == ["at once"]
+
+
 def test_a_loop_that_fails_leaves_at_once(tmp_path: Path) -> None:
     node, peer = node_of(tmp_path)
     with pytest.raises(ZeroDivisionError), node:
@@ -223,9 +229,9 @@ def test_the_default_loss_takes_classes_tokens_and_pairs_of_them() -> None:
         cross_entropy(model, [logits[:, 0], targets[:, 0]]), nn.functional.cross_entropy(logits[:, 0], targets[:, 0])
     )
     tokens = torch.randint(0, 256, (2, 9))
-    gpt = GPT(TransformerConfig(hidden_size=16, num_layers=1, num_heads=2).model_config(), seed=1)
-    foretold = nn.functional.cross_entropy(gpt(tokens[:, :-1]).view(16, 256), tokens[:, 1:].reshape(16))
-    assert torch.equal(cross_entropy(gpt, tokens), foretold)
+    lfm2 = LFM2(TransformerConfig(hidden_size=16, num_layers=1, num_heads=2).model_config(), seed=1)
+    foretold = nn.functional.cross_entropy(lfm2(tokens[:, :-1]).view(16, 256), tokens[:, 1:].reshape(16))
+    assert torch.equal(cross_entropy(lfm2, tokens), foretold)
 
 
 def test_a_batch_counts_its_first_tensor() -> None:
@@ -259,7 +265,7 @@ def test_the_small_configs_are_parts_of_the_large_ones() -> None:
     assert dataclasses.asdict(shape).items() <= dataclasses.asdict(shape.model_config()).items()
     assert TransformerConfig().model_config() == RunConfig().model
     run_config({"model": dataclasses.asdict(shape.model_config())}, "test")
-    assert isinstance(Node(shape).model, GPT)
+    assert isinstance(Node(shape).model, LFM2)
 
 
 # ---- with a real peer -------------------------------------------------------------------------------------------

@@ -120,19 +120,16 @@ def test_in_whatever_order_news_arrive_nobody_is_in_two_groups(seed: int, num_pe
     queues: dict[tuple[PeerId, PeerId], list[Want | Formed]] = {}
     failed: set[PeerId] = set()
 
-    def tell(peer: PeerId) -> None:
-        statement = rosters[peer].statement
-        for other in peers:
-            queue = queues.setdefault((peer, other), [])
-            if other != peer and statement is not None and (not queue or queue[-1] != statement):
-                queue.append(statement)
-
-    def settle(peer: PeerId) -> None:
+    def settle(peer: PeerId, before: Want | Formed | None) -> None:
         try:
             rosters[peer].settle([other for other in peers if other != peer])
         except BarnraiseError:
             failed.add(peer)
-        tell(peer)
+        statement = rosters[peer].statement
+        if statement is not None and statement != before:
+            for other in peers:
+                if other != peer:
+                    queues.setdefault((peer, other), []).append(statement)
 
     starting = list(peers)
     while starting or any(queues.values()):
@@ -140,11 +137,11 @@ def test_in_whatever_order_news_arrive_nobody_is_in_two_groups(seed: int, num_pe
         if starting and (not ready or rng.random() < 0.3):
             peer = starting.pop(rng.randrange(len(starting)))
             rosters[peer].want(count)
-            settle(peer)
+            settle(peer, None)
         else:
             sender, to = rng.choice(ready)
             rosters[to].heard(sender, queues[sender, to].pop(0))
-            settle(to)
+            settle(to, rosters[to].statement)
     for peer, roster in rosters.items():
         if roster.group is None:
             assert peer in failed or num_peers < count

@@ -92,7 +92,7 @@ def test_presets_are_told_with_their_sizes(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["presets"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"small +6 x 256 +4\.9M +256 bytes", out)
-    assert re.search(r"distributed +/ip4/0\.0\.0\.0/tcp/52415 +0\.0\.0\.0:52416 +invitation, and mDNS", out)
+    assert re.search(r"distributed +/ip4/lan/tcp/52415 +lan:52416 +invitation, and mDNS", out)
     assert cli.main(["presets", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in found] == [*PRESETS, *PEER_PRESETS]

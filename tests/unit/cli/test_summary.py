@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from barnraise.cli import summary
-from barnraise.runs import directory as rundir
 from barnraise.config import RunConfig
 from barnraise.errors import LocalError
 from barnraise.observe.view import View, apply, empty
 from barnraise.observe.vocabulary import RunFinished
+from barnraise.runs import directory as rundir
 
 
 def test_ddp_bytes_are_those_of_a_ring_all_reduce() -> None:

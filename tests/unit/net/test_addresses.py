@@ -7,7 +7,7 @@ import pytest
 
 from barnraise.errors import ConfigError
 from barnraise.net import addresses
-from barnraise.net.addresses import bulk_endpoint, lan_address, listening
+from barnraise.net.addresses import bulk_endpoint, control_endpoint, lan_address, listening
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,20 @@ def test_a_bulk_endpoint_that_is_none_is_refused(text: str) -> None:
 def test_one_plane_on_loopback_and_the_other_not_is_refused(bulk: str, control: str) -> None:
     with pytest.raises(ConfigError, match="the same host in both"):
         bulk_endpoint(bulk, control)
+
+
+@pytest.mark.parametrize("port", [0, 65536])
+def test_lan_may_stand_for_the_host_of_both(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "lan_address", lambda: "192.0.2.7")
+    if port > 65535:
+        with pytest.raises(ConfigError, match="65536"):
+            control_endpoint(f"/ip4/lan/tcp/{port}")
+        return
+    assert control_endpoint("/ip4/lan/tcp/52415") == "/ip4/192.0.2.7/tcp/52415"
+    assert bulk_endpoint("lan:52416", "/ip4/lan/tcp/52415") == ("192.0.2.7", 52416)
+    with pytest.raises(ConfigError, match="the same host in both"):
+        bulk_endpoint("127.0.0.1:0", "/ip4/lan/tcp/52415")
+    assert control_endpoint("/ip4/127.0.0.1/tcp/0") == "/ip4/127.0.0.1/tcp/0"
 
 
 class Routes:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from barnraise.runs import directory as rundir
 from barnraise.config import PeerConfig, RunConfig, load_peer_config, load_run_config
 from barnraise.errors import ConfigError
 from barnraise.identity import ClusterKey, Identity
+from barnraise.runs import directory as rundir
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 

@@ -1,7 +1,7 @@
 """A transformers Trainer in a swarm: one callback more. The model is a tiny Llama that learns to count.
 
-    python examples/huggingface.py                       # founds a run and prints how others join it
-    BARNRAISE_JOIN=... python examples/huggingface.py    # joins it
+python examples/huggingface_trainer.py                       # founds a run and prints how others join it
+BARNRAISE_JOIN=... python examples/huggingface_trainer.py    # joins it
 """
 
 import os
@@ -35,7 +35,7 @@ def main() -> None:
     model = LlamaForCausalLM(config)
     arguments = TrainingArguments(
         output_dir="out",
-        max_steps=int(os.environ.get("STEPS", "100")),
+        max_steps=int(os.environ.get("STEPS", "60")),
         per_device_train_batch_size=16,
         learning_rate=5e-3,
         save_strategy="no",

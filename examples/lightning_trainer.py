@@ -1,20 +1,17 @@
 """A Lightning Trainer in a swarm: one callback more. The module fits a sine.
 
-    python examples/lightning.py                         # founds a run and prints how others join it
-    BARNRAISE_JOIN=... python examples/lightning.py      # joins it
+python examples/lightning_trainer.py                       # founds a run and prints how others join it
+BARNRAISE_JOIN=... python examples/lightning_trainer.py    # joins it
 """
 
 import os
-import sys
 
-sys.path = [path for path in sys.path if path != os.path.dirname(__file__)]  # this file's name is the library's
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-import torch  # noqa: E402
-from lightning.pytorch import LightningModule, Trainer  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
-
-from barnraise.api.lightning import SwarmCallback  # noqa: E402
+from barnraise.api.lightning import SwarmCallback
 
 
 class Sine(LightningModule):

@@ -1,11 +1,13 @@
-"""A model that other programs know as LFM2, and how its parameters look to them; it needs none of those programs.
+"""The built-in model: a small LFM2 over bytes, and how its parameters look to other programs; it needs none of those.
+
+No biases, because the gradient of a key's bias is exactly zero and Adam would amplify its rounding noise.
 
 Layers take turns: LFM2's short convolution, which tells a byte of its neighbours, then attention with rotary positions
 and normed queries and keys; each with a gated feed-forward. Tensors bear the names that transformers gives them.
 
 LFM2's norms divide by the root mean square. `norm` takes the mean away first, since torch fuses that one on a CPU. Both
 are the same for a vector whose mean is zero, and what is added to the residual stream can be made so by weights alone:
-`to_stock` takes the mean out of every matrix that writes to the stream and out of each head's queries and keys, and
+`to_transformers` takes the mean out of every matrix that writes to the stream and out of each head's queries and keys, and
 writes gains of one. The logits stay the same but for rounding (Ashkboos et al. 2024, arXiv 2401.15024, section 3.2).
 """
 
@@ -19,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from barnraise.config import ModelConfig
-from barnraise.model.gpt import Embedding, Linear, drop, layer, norm
 from barnraise.model.initialise import uniform
+from barnraise.model.layers import Embedding, Linear, drop, layer, norm
+from barnraise.model.shape import NUM_TAPS, intermediate_size, is_convolution
 
-NUM_TAPS: Final = 4
 ROPE_BASE: Final = 10_000.0
 EPSILON: Final = 1e-5
 """What torch's ``layer_norm`` adds to the variance."""
@@ -30,16 +32,6 @@ _CENTRED: Final = 1e-3
 """Largest mean, relative to the deviation, that counts as none."""
 
 Array = NDArray[np.float32]
-
-
-def intermediate_size(config: ModelConfig) -> int:
-    """Return the width of the feed-forward: 8/3 of the stream's, as three matrices then weigh as much as two of 4."""
-    return -(-config.hidden_size // 3) * 8
-
-
-def is_convolution(index: int) -> bool:
-    """Tell which kind a layer is: with four layers, in turns was better than one, two or no convolutions (docs/LOG.md)."""
-    return index % 2 == 0
 
 
 class ShortConvolution(nn.Module):
@@ -135,7 +127,7 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
 
 
-class Stock(nn.Module):
+class LFM2(nn.Module):
     """Bytes in, logits of the next byte out."""
 
     cos: Tensor
@@ -167,19 +159,12 @@ class Stock(nn.Module):
         return self.lm_head(norm(x))  # type: ignore[no-any-return]
 
 
-def num_parameters(config: ModelConfig) -> int:
-    """Return how many numbers a `Stock` of this shape has, without making one."""
-    matrices = 4 * config.hidden_size + 3 * intermediate_size(config)
-    taps = NUM_TAPS * sum(map(is_convolution, range(config.num_layers)))
-    return config.hidden_size * (2 * config.vocab_size + taps + config.num_layers * matrices)
-
-
 def layer_types(config: ModelConfig) -> list[str]:
     """Return what transformers calls the kind of each layer."""
     return ["conv" if is_convolution(index) else "full_attention" for index in range(config.num_layers)]
 
 
-def stock_config(config: ModelConfig) -> dict[str, object]:
+def transformers_config(config: ModelConfig) -> dict[str, object]:
     """Return what transformers' config.json says of this model."""
     return {
         "architectures": ["Lfm2ForCausalLM"],
@@ -207,7 +192,7 @@ def stock_config(config: ModelConfig) -> dict[str, object]:
 
 
 def gains(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the norms' gains, which are all one and which a `Stock` does without."""
+    """Return names and shapes of the norms' gains, which are all one and which an `LFM2` does without."""
     hidden, head = (config.hidden_size,), (config.hidden_size // config.num_heads,)
     found: dict[str, tuple[int, ...]] = {"model.embedding_norm.weight": hidden}
     for index in range(config.num_layers):
@@ -218,14 +203,14 @@ def gains(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def to_stock(config: ModelConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
+def to_transformers(config: ModelConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
     """Return the tensors that make transformers' model compute what ours does."""
     centred = {name: _centred(name, tensor, config) for name, tensor in tensors.items()}
     return centred | {name: np.ones(shape, np.float32) for name, shape in gains(config).items()}
 
 
-def from_stock(config: ModelConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Return our parameters from what `to_stock` returned.
+def from_transformers(config: ModelConfig, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Return our parameters from what `to_transformers` returned.
 
     Raises:
         ValueError: a gain is not one or a mean is not zero: ours would compute something else.
