@@ -43,7 +43,7 @@ from barnraise.train.evaluate import evaluate
 from barnraise.train.inner import Inner, lr_factor
 
 INTERVALS: Final = (10, 30, 100)
-STEPS: Final = 300
+STEPS: Final = 600
 FLOAT32_BYTES: Final = 4
 TARGETS: Final = (
     ("warm_h30", "warm_h1", 1.01, "loss"),
@@ -53,8 +53,13 @@ TARGETS: Final = (
 )
 """``first <= limit x second``, of a figure."""
 
-DEFAULTS: Final = ("round.codec=int8",)
-"""What differs from the defaults of `barnraise train`."""
+DEFAULTS: Final = (
+    "round.codec=int8",
+    "inner.batch_size=2",
+    "inner.final_lr_fraction=0.2",
+    "outer.momentum=0.5",
+)
+"""Twice the steps and a quarter of the batch of `barnraise train`, and what suits the swarm then (docs/LOG.md)."""
 NOTES: Final = (
     "simulated: workers in one process, one after the other",
     "loss: nats per byte of the held-out text",

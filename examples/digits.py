@@ -39,17 +39,14 @@ def main() -> None:
     rounds = int(os.environ.get("ROUNDS", "12"))
     with barnraise.join(model, optimizer, sync_every=10, batch_size=32, rounds=rounds) as swarm:
         print(f"others join with BARNRAISE_JOIN={swarm.invitation}", flush=True)
-        schedule = swarm.scheduler(optimizer, warmup_steps=5)
+        swarm.scheduler(optimizer, warmup_steps=5)  # of the run's steps, not this peer's
         for x, y in swarm.batches(TensorDataset(images[train], labels[train])):  # each sample goes to one peer
             loss = nn.functional.cross_entropy(model(x), y)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             if swarm.step(loss, samples=len(x)):
-                rate = schedule.get_last_lr()[0]
-                print(
-                    f"round {swarm.round}  {swarm.num_members} peers  loss {loss.item():.3f}  lr {rate:.4f}", flush=True
-                )
+                print(f"round {swarm.round}  {swarm.num_members} peers  loss {loss.item():.3f}", flush=True)
 
     model.eval()
     with torch.no_grad():

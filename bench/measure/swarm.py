@@ -89,7 +89,7 @@ class Recorder:
         """Pass on what a person should know."""
         print(f"swarm: {text}", file=sys.stderr)
 
-    def invite(self, word: str, file: Path) -> None:
+    def invite(self, word: str, file: str) -> None:
         """Show nothing."""
 
 

@@ -405,12 +405,16 @@ def _check_ranges(config: RunConfig, where: str) -> None:
 
 def check_heads(model: ModelConfig, where: str) -> None:
     """Check that attention's heads are alike and can be rotated; raises `ConfigError`, which begins with ``where``."""
-    over = f"{where}: model.hidden_size = {model.hidden_size} over model.num_heads = {model.num_heads}"
-    width, rest = divmod(model.hidden_size, model.num_heads)
-    if rest:
-        raise ConfigError(f"{over} is not a whole number. Change one of them.")
-    if width % 2:
-        raise ConfigError(f"{over} is {width}, and positions turn pairs of numbers: it must be even. Change one of them.")
+    hidden, heads = model.hidden_size, model.num_heads
+    if hidden % heads:
+        raise ConfigError(
+            f"{where}: model.hidden_size = {hidden} is not a multiple of model.num_heads = {heads}. Change one of them."
+        )
+    if hidden // heads % 2:
+        raise ConfigError(
+            f"{where}: model.hidden_size = {hidden} over model.num_heads = {heads} is odd, and positions rotate pairs. "
+            "Change one of them."
+        )
 
 
 RANGES: Mapping[str, tuple[float, float]] = {

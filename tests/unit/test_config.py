@@ -74,6 +74,7 @@ def test_the_environment_overrides_the_file_and_the_file_the_defaults(tmp_path: 
         ("[inner]\nclip_norm = nan", "inner.clip_norm = nan is not a number"),
         ("[round]\nrounds = 0", "round.rounds = 0 is outside"),
         ("[model]\nhidden_size = 100\nnum_heads = 3", "not a multiple"),
+        ("[model]\nhidden_size = 99\nnum_heads = 3", "over model.num_heads = 3 is odd"),
         ('[outer]\noptimizer = "adam"', "unknown key 'outer.optimizer'"),
         ('strategy = "gossip"', "strategy"),
         ("seed = ", "is not TOML"),

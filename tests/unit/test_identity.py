@@ -18,8 +18,10 @@ from barnraise.identity import (
     ClusterKey,
     Identity,
     PublicIdentity,
+    ed25519_of,
     peer_id_of,
 )
+from barnraise.ids import PeerId
 
 ALICE = Identity(bytes(32), bytes(range(32)))
 BOB = Identity(bytes([1]) * 32, bytes([2]) * 32)
@@ -245,3 +247,24 @@ def test_proof_is_good_for_its_role_channel_and_key_only() -> None:
 def test_cluster_key_has_32_bytes() -> None:
     with pytest.raises(LocalError, match="31 bytes"):
         ClusterKey(bytes(31))
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_peer_id_gives_its_key_back(key: bytes) -> None:
+    assert ed25519_of(peer_id_of(key)) == key
+
+
+@pytest.mark.parametrize("text", ["", "12D3KooW", "0" * 52, "12D3KooW" + "z" * 44, ALICE.peer_id + "1", "é" * 52])
+def test_what_is_no_peer_id_gives_no_key(text: str) -> None:
+    with pytest.raises(ValueError, match=r"peer id|substring"):
+        ed25519_of(PeerId(text))
+
+
+def test_a_cluster_key_is_kept_once_and_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    for _ in range(2):
+        assert ClusterKey.keep(KEY.secret, path).to_text() == KEY.to_text()
+    assert ClusterKey.load(path).to_text() == KEY.to_text()
+    with pytest.raises(ConfigError, match="another cluster"):
+        ClusterKey.keep(b"x" * 32, path)
+    assert ClusterKey.load(path).to_text() == KEY.to_text()

@@ -10,7 +10,7 @@ and every later collective raises.
 
 import contextlib
 from collections.abc import Awaitable, Callable, Collection
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import blake3
 import msgspec
@@ -20,53 +20,30 @@ import trio
 from barnraise.api.backend import Operation, Vector
 from barnraise.api.reduction import Kind, Reduction
 from barnraise.api.roster import Formed, Roster, Want
+from barnraise.api.statements import (
+    MAX_REASON_CHARS,
+    Enter,
+    GaveUp,
+    Header,
+    Left,
+    Statement,
+    decode_header,
+    decode_statement,
+    encode,
+)
 from barnraise.errors import BarnraiseError, ConfigError, PeerError, Unavailable
 from barnraise.ids import Digest, PeerId, short
 from barnraise.net.seam import Bulk, Network, PeerDown, PeerUp, Received
 from barnraise.peer.keyring import read_hello
-from barnraise.swarm.records import Count, Decoder
 
 GRACE_S: Final = 2.0
 """A peer whose connection broke may be back this soon; then it counts as gone."""
 RETRY_S: Final = 0.05
 INLINE_BYTES: Final = 1 << 20
 """Less than this is added up at once: a thread takes longer to begin."""
-MAX_REASON_CHARS: Final = 400
 
 
-class Enter(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """I have called this collective."""
-
-    sequence: Count
-    group: Annotated[bytes, msgspec.Meta(max_length=32)]
-    operation: Literal["mean", "sum", "barrier"]
-    dtype: Literal["float32", "float64"]
-    size: Count
-
-
-class GaveUp(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """A collective failed here; there will be no other."""
-
-    is_users_mistake: bool
-    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
-
-
-class Left(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """I am going, and shall not be back."""
-
-
-class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a bulk transfer is."""
-
-    sequence: Count
-    kind: Kind
-
-
-Statement = Want | Formed | Enter | GaveUp | Left
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
-_encode = msgspec.msgpack.Encoder().encode
-_statement: Decoder[Statement] = Decoder(msgspec.msgpack.Decoder(Statement))
-_header: Decoder[Header] = Decoder(msgspec.msgpack.Decoder(Header))
 
 
 class Mesh:
@@ -190,7 +167,7 @@ class Mesh:
 
     async def _hear(self, peer: PeerId, message: bytes) -> None:
         try:
-            statement = _statement.decode(message)
+            statement = decode_statement.decode(message)
         except msgspec.DecodeError as error:
             raise PeerError(peer, f"sent a malformed statement: {error}", message) from error
         match statement:
@@ -312,7 +289,7 @@ class Mesh:
 
     async def _push(self, sequence: int, kind: Kind, rank: int, payload: memoryview) -> None:
         """Send until it is taken, or the collective is over one way or the other."""
-        header, to = _encode(Header(sequence, kind)), self.group[rank]
+        header, to = encode(Header(sequence, kind)), self.group[rank]
         while self._sequence == sequence and not self._failure and to not in self._gone:
             with contextlib.suppress(Unavailable):
                 await self._bulk.send(to, header, [payload])
@@ -353,7 +330,7 @@ class Mesh:
 
     def _read(self, data: bytes) -> Header | None:
         try:
-            return _header.decode(data)
+            return decode_header.decode(data)
         except msgspec.DecodeError:
             return None
 
@@ -365,7 +342,7 @@ class Mesh:
 
     async def _tell(self, peer: PeerId, statement: Statement | None) -> None:
         with contextlib.suppress(Unavailable):  # a peer that is back is told everything again
-            await self._network.send(peer, _encode(statement))
+            await self._network.send(peer, encode(statement))
 
     async def _until(self, is_done: Callable[[], bool], waits_for: Callable[[], Collection[PeerId]]) -> None:
         """Wait until something holds. Raises what ended the group, or `Unavailable` if who is waited for is gone."""

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, Protocol, TextIO
 
 import msgspec
@@ -33,8 +32,11 @@ class Display(Protocol):
         """Show a line of the launcher's own."""
         ...
 
-    def invite(self, word: str, file: Path) -> None:
-        """Show how others join: by an invitation, which is a secret, or on this machine by the file that holds it."""
+    def invite(self, word: str, file: str) -> None:
+        """Show how others join: by an invitation, which is a secret, or on this machine by the file that holds it.
+
+        Both may be followed by options that whoever joins needs as well.
+        """
         ...
 
 
@@ -53,7 +55,7 @@ class JsonDisplay:
     def note(self, text: str) -> None:
         print(f"barnraise: {text}", file=sys.stderr, flush=True)
 
-    def invite(self, word: str, file: Path) -> None:
+    def invite(self, word: str, file: str) -> None:
         self.note(f"join: barnraise join {file}")  # a program's output is kept; the secret stays in its file
 
 
@@ -74,7 +76,7 @@ class PlainDisplay:
     def note(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
-    def invite(self, word: str, file: Path) -> None:
+    def invite(self, word: str, file: str) -> None:
         self.note(_invitation(word))
 
 
@@ -100,7 +102,7 @@ class TableDisplay:
     def note(self, text: str) -> None:
         self._say(text)
 
-    def invite(self, word: str, file: Path) -> None:
+    def invite(self, word: str, file: str) -> None:
         self._say(_invitation(word))
 
 

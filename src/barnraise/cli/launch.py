@@ -10,6 +10,7 @@ which events arrive.
 import contextlib
 import dataclasses
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -25,9 +26,11 @@ import trio
 
 from barnraise.cli.display import Display
 from barnraise.cli.faults import Fault
+from barnraise.config import DataConfig
 from barnraise.errors import Aborted, BarnraiseError, ConfigError, LocalError, Unavailable
 from barnraise.identity import ClusterKey
 from barnraise.ids import RunId
+from barnraise.net.addresses import LAN, lan_address
 from barnraise.observe.events import EventLog
 from barnraise.observe.view import LAUNCHER, PeerRow, View, apply, empty
 from barnraise.observe.vocabulary import (
@@ -322,11 +325,12 @@ class _Launcher:
                 await process.stdin.aclose()
 
     def _keep_address(self, told: _Told) -> None:
-        """Have a peer listen where it did when it is started again: others look for it there."""
+        """Have a peer listen at the same port when it is started again: others look for it there."""
         if isinstance(told.event, PeerStarted):
             directory = self._swarm.directory
             kept = directory.peer_config(told.source)
-            listen = told.event.address.partition("/p2p/")[0]
+            port = told.event.address.partition("/p2p/")[0].rpartition("/")[2]
+            listen = f"{kept.listen.rpartition('/')[0]}/{port}"
             directory.write_peer_config(told.source, dataclasses.replace(kept, listen=listen))
 
     def _invite(self) -> None:
@@ -338,7 +342,8 @@ class _Launcher:
         secret = ClusterKey.load(directory.path / CLUSTER_KEY_FILE).secret
         invitation = Invitation(run=RunId(bytes.fromhex(self.view.run)), addresses=addresses, secret=secret)
         invitation.write(directory.path / INVITATION_FILE)
-        self._display.invite(invitation.encode(), directory.path / INVITATION_FILE)
+        own_text = _own_text(directory)
+        self._display.invite(invitation.encode() + own_text, f"{directory.path / INVITATION_FILE}{own_text}")
 
     def _announce(self) -> None:
         directory = self._swarm.directory
@@ -391,6 +396,12 @@ class _Launcher:
                 await process.wait()
 
 
+def _own_text(directory: RunDirectory) -> str:
+    """Return the option that whoever joins needs besides, where the text is not the one that everybody has."""
+    source = directory.resolved().data.source
+    return "" if source == DataConfig().source else f" --data {shlex.quote(source)}"
+
+
 def _own(source: int, event: AnyEvent) -> _Told:
     """Return what the launcher itself has to tell of a peer, or of itself."""
     name = "launcher" if source == LAUNCHER else source
@@ -403,10 +414,11 @@ def _free(listen: str) -> str:
     if len(parts) != 5 or not parts[4].isdecimal():
         return listen  # it is the peer's to say what is wrong with it
     family = socket.AF_INET6 if parts[1] == "ip6" else socket.AF_INET
+    host = lan_address() if parts[2] == LAN else parts[2]
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((parts[2], int(parts[4])))
+            probe.bind((host, int(parts[4])))
         except OSError:
             return "/".join([*parts[:4], "0"])
     return listen

@@ -20,9 +20,10 @@ from cyclopts import App
 from docstring_parser import parse
 
 from barnraise import config, errors, formats
-from barnraise.cli import VERBS, presets
+from barnraise.cli import VERBS
 from barnraise.cli.fields import Table, tables, words
 from barnraise.config import PEER_TABLE, PeerConfig, RunConfig
+from barnraise.model.shape import num_parameters
 from barnraise.observe import status, vocabulary
 
 _PART: Final = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)

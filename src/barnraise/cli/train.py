@@ -14,6 +14,8 @@ from barnraise.cli.conduct import conduct
 from barnraise.cli.launch import LogLevel, Swarm
 from barnraise.config import PRESETS, RunConfig, load_run_config, run_config
 from barnraise.errors import BarnraiseError, ConfigError
+from barnraise.net.addresses import LAN
+from barnraise.net.addresses import listening as places_of
 from barnraise.runs import directory as rundir
 from barnraise.runs import places, reading
 from barnraise.runs.directory import RunDirectory
@@ -120,9 +122,9 @@ def listening(host: str | None, control_port: int = 0, bulk_port: int = 0) -> di
     """
     if host is None:
         return {}
-    from barnraise.net.addresses import listening as places_of
-
     control, bulk = places_of(host, control_port, bulk_port)
+    if host == LAN:  # resolved at each start: the address may be another one then
+        control, bulk = f"/ip4/{LAN}/tcp/{control_port}", f"{LAN}:{bulk_port}"
     return {"listen": control, "bulk_listen": bulk}
 
 

@@ -4,7 +4,6 @@ What is read may come from anywhere: no code is in it, its size is known before 
 not fit is refused by name.
 """
 
-import dataclasses
 import json
 import os
 import shutil

@@ -159,7 +159,8 @@ class Taker:
         taken.cuts += adopted.cuts
         taken.pieces += 1
         if fetched.tensors is None:
-            self._courier.expect_state(fetched.donor)
+            if self._taken is taken:  # else it was given up meanwhile, and another donor may be expected by now
+                self._courier.expect_state(fetched.donor)
             return None
         return self._finish(taken, fetched.tensors)
 

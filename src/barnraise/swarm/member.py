@@ -45,6 +45,8 @@ from barnraise.errors import LocalError, PeerError
 from barnraise.ids import PeerId
 from barnraise.swarm import effects, proposals, records, speech
 from barnraise.swarm import round as rounds
+from barnraise.swarm.abstention import Abstention
+from barnraise.swarm.donors import Donors
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.mailbox import Mailbox
 from barnraise.swarm.messages import Commit, Genesis, GenesisWanted, Message, StateWanted, Status, Want
@@ -55,8 +57,6 @@ from barnraise.swarm.round import Phase, Stepped, Trained
 from barnraise.swarm.state import State, apply, check_follows, follow
 
 HEARTBEAT_S = 1.0
-SHUN_S = 60.0
-"""A donor that did not deliver what it claimed to have is not asked again for this long."""
 MAX_BEHIND = 4
 """Log entries that others may be ahead and still be followed entry by entry."""
 REPEAT_S = 2.0
@@ -89,9 +89,8 @@ class Member:
         self.phase = Phase.GATHER
         self.work = rounds.new_work(state)
         self.presence = Presence(me=me, timeout_s=peer_timeout_s, started_at=now)
-        self._is_fresh, self.is_hollow = is_fresh, is_hollow
-        self._abstains_to = -1
-        self._abstains_since = now
+        self.is_hollow = is_hollow
+        self._abstention = Abstention(patience_s=peer_timeout_s, is_fresh=is_fresh)
         self._leaves_after: int | None = None
         self._leaves_openly = False
         self._sign = sign
@@ -105,9 +104,7 @@ class Member:
         self._next_heartbeat = now
         self._next_repeat = now + REPEAT_S
         self._waiting_reason = ""
-        self._donors_asked = 0
-        self._asked_donor = me
-        self._shunned_until: dict[PeerId, float] = {}
+        self._donors = Donors(asked=me)
         self._has_begun = False
 
     # ---- events -----------------------------------------------------------------------------------------------
@@ -216,7 +213,7 @@ class Member:
 
     def catch_up_failed(self, now: float) -> list[Effect]:
         """The donor did not deliver; another is asked when the next message shows that we are behind."""
-        self._shunned_until[self._asked_donor] = now + SHUN_S
+        self._donors.failed(now)
         if self.phase is Phase.OVER:
             return []
         if self.is_hollow:
@@ -287,7 +284,7 @@ class Member:
         if message.height > self.state.height:
             self._abstain(now, message.height)
         behind = message.height - self.state.height
-        if behind <= 0 or self._owed or self.phase is Phase.BEHIND or now < self._shunned_until.get(sender, now):
+        if behind <= 0 or self._owed or self.phase is Phase.BEHIND or self._donors.is_shunned(sender, now):
             return []
         if behind > MAX_BEHIND and message.round > self.state.round:
             return self._catch_up(now, sender)
@@ -328,8 +325,7 @@ class Member:
             return self._fill(now)
         if self.phase is Phase.GATHER:
             return self._gather(now)
-        if self.state.height <= self._abstains_to and now >= self._abstains_since + self.presence.timeout_s:
-            self._abstains_to = -1  # nothing is decided without us
+        if self._abstention.is_over(self.state.height, now):
             self._voting = self._new_voting(None)
         found = self._start_exchange(now) + self._judge(now)
         found += self._propose(now) + self._impatience(now) + self._settle_owed(now)
@@ -344,7 +340,7 @@ class Member:
 
     def _fill(self, now: float) -> list[Effect]:
         """Fetch the tensors that everything else needs."""
-        willing = [peer for peer in self.presence.donors() if now >= self._shunned_until.get(peer, now)]
+        willing = [peer for peer in self.presence.donors() if not self._donors.is_shunned(peer, now)]
         return self._catch_up(now, willing[0]) if willing and self.phase is not Phase.BEHIND else []
 
     def _propose(self, now: float) -> list[Effect]:
@@ -427,7 +423,7 @@ class Member:
                 case voting.Broadcast():
                     found.append(effects.Broadcast(message=effect.message))
                 case voting.Persist():
-                    self._is_fresh = False
+                    self._abstention.voted()
                     found.append(effects.PersistBallot(record=effect.record))
                 case voting.Judge():
                     self._judging = (effect.view, effect.value)
@@ -495,16 +491,12 @@ class Member:
     def _donor(self, now: float) -> PeerId:
         """Return whom to fetch the state from: those known to be ahead in turn, else a voter."""
         down = self.presence.down_among(self.state.peers, now)
-        shunned = {peer for peer, until in self._shunned_until.items() if now < until}
-        ahead = [peer for peer in self.presence.ahead_of(self.state.height) if peer not in down | shunned]
-        voters = [PeerId(voter) for voter, _ in self._owed.votes] if self._owed else []
-        candidates = ahead or [voter for voter in voters if voter != self.me] or list(self.state.peers)
-        self._donors_asked += 1
-        return candidates[self._donors_asked % len(candidates)]
+        voters = [PeerId(voter) for voter, _ in self._owed.votes if voter != self.me] if self._owed else []
+        return self._donors.choose(now, self.presence.ahead_of(self.state.height), voters or self.state.peers, down)
 
     def _catch_up(self, now: float, donor: PeerId) -> list[Effect]:
         self._enter(Phase.BEHIND, now)
-        self._asked_donor = donor
+        self._donors.ask(donor)
         fields: dict[str, object] = {
             "round": self.state.round,
             "donor": donor,
@@ -574,7 +566,7 @@ class Member:
         fresh = Voting(
             height=self.state.height,
             members=self.state.peers,
-            me=PeerId("") if self.state.height <= self._abstains_to else self.me,
+            me=PeerId("") if self._abstention.covers(self.state.height) else self.me,
             sign=self._sign,
             verify=self._verify,
         )
@@ -584,10 +576,8 @@ class Member:
 
     def _abstain(self, now: float, height: int) -> None:
         """Cast no vote up to this height, if our disk may have forgotten one."""
-        if not self._is_fresh or self.me not in self.state.peers or height <= self._abstains_to:
-            return
-        self._abstains_to, self._abstains_since = height, now
-        self._voting = self._new_voting(None)
+        if self.me in self.state.peers and self._abstention.heard(height, now):
+            self._voting = self._new_voting(None)
 
     def _resume(self, now: float) -> None:
         """Take up the round where its books say it is."""

@@ -11,10 +11,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from barnraise.api import mesh as module
 from barnraise.api.backend import Vector
-from barnraise.api.mesh import Enter, Header, Mesh
+from barnraise.api.mesh import Mesh
 from barnraise.api.roster import DiscoveredRoster, Formed, Roster, StaticRoster, Want
+from barnraise.api.statements import Enter, GaveUp, Header
 from barnraise.errors import BarnraiseError, ConfigError, PeerError, Unavailable
 from barnraise.identity import Identity
 from barnraise.ids import PeerId
@@ -391,7 +391,7 @@ async def test_nonsense_from_a_peer_ends_the_group_and_names_it(
 async def test_who_is_not_in_the_group_cannot_end_it(autojump_clock: MockClock, ring: Ring) -> None:
     parties = ring.strangers(3)
     await gather(parties[:2], 2)
-    for message in (b"\xc1", encode(Want(3)), encode(module.GaveUp(False, "mine")), encode(Formed((parties[2].peer,)))):
+    for message in (b"\xc1", encode(Want(3)), encode(GaveUp(False, "mine")), encode(Formed((parties[2].peer,)))):
         await parties[2].network.send(parties[0].peer, message)
     await trio.sleep(1.0)
     found = await outcomes(*(reducing(party, np.ones(3, np.float32), "sum") for party in parties[:2]))
@@ -401,7 +401,7 @@ async def test_who_is_not_in_the_group_cannot_end_it(autojump_clock: MockClock, 
 async def test_a_reason_from_elsewhere_is_fit_for_a_terminal(autojump_clock: MockClock, ring: Ring) -> None:
     parties = ring.listed(2)
     await gather(parties)
-    await parties[1].network.send(parties[0].peer, encode(module.GaveUp(False, "\x1b[2J my reason")))
+    await parties[1].network.send(parties[0].peer, encode(GaveUp(False, "\x1b[2J my reason")))
     with pytest.raises(Unavailable, match=r"rank 1 .* gave up: \?\[2J my reason"):
         await parties[0].mesh.barrier(30.0)
 

@@ -1,9 +1,12 @@
-"""`export` and `generate` on a run's directory as peers leave it, with the trainer's side in processes of its own."""
+"""`export` and `generate` on a run's directory as peers leave it; one process of the trainer's side, the rest in this one."""
 
 import contextlib
-import dataclasses
+import importlib
+import io
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,8 @@ from barnraise.swarm import records
 from barnraise.swarm.records import Vertex
 
 TINY = ModelConfig(hidden_size=8, num_layers=2, num_heads=1, max_seq_len=8)
-STOCK = dataclasses.replace(TINY, architecture="stock")
 Make = Callable[..., Path]
+Here = Callable[[], contextlib.AbstractContextManager[None]]
 Said = pytest.CaptureFixture[str]
 
 
@@ -66,15 +69,39 @@ def run(tmp_path: Path) -> Make:
     return make
 
 
+@pytest.fixture
+def in_this_process() -> Here:
+    """Return a context in which the trainer's side is called here, with the same words: torch takes long to load."""
+
+    @contextlib.contextmanager
+    def called() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(subprocess, "run", call_here)
+            yield
+
+    return called
+
+
+def call_here(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+    """Stand in for `subprocess.run` of ``python -P -m module words``."""
+    python, _, _, module, *words = command
+    assert python == sys.executable
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", [module, *words])
+        code = importlib.import_module(module).main()
+    return subprocess.CompletedProcess(command, code, out.getvalue().encode(), err.getvalue().encode())
+
+
 def trained(model: ModelConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
     size = flatten(build(model, 1)).values.numel()
     return uniform(2, "all", (size,), 0.3)
 
 
 def test_a_run_is_exported_and_both_continue_a_text_alike(
-    run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+    run: Make, in_this_process: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    path = run(STOCK, trained(STOCK))
+    path = run(TINY, trained(TINY))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["export", "out"]) == 0
     said = capsys.readouterr().out
@@ -82,21 +109,23 @@ def test_a_run_is_exported_and_both_continue_a_text_alike(
     assert "after 3 rounds" in said
 
     words = ["generate", "--prompt", "-To be", "--bytes", "40", "--seed", "3", "--from"]
-    assert cli.main([*words, "out", "--json"]) == 0
-    text = json.loads(capsys.readouterr().out)
-    assert text["prompt"] == "-To be"
-    assert text["text"].startswith("-To be")
-    assert cli.main([*words, str(path / "peer-0")]) == 0
-    assert capsys.readouterr().out == text["text"] + "\n"
+    with in_this_process():
+        assert cli.main([*words, "out", "--json"]) == 0
+        text = json.loads(capsys.readouterr().out)
+        assert text["prompt"] == "-To be"
+        assert text["text"].startswith("-To be")
+        assert cli.main([*words, str(path / "peer-0")]) == 0
+        assert capsys.readouterr().out == text["text"] + "\n"
 
 
 def test_a_model_of_the_users_own_takes_its_names_from_the_peers_directory(
-    run: Make, tmp_path: Path, capsys: Said
+    run: Make, in_this_process: Here, tmp_path: Path, capsys: Said
 ) -> None:
     path = run(ModelConfig(architecture="custom"), np.arange(10, dtype=np.float32))
     layout = (Tensor("body.weight", (2, 4)), Tensor("body.running_mean", (2,), True))
     (path / "peer-0" / "layout.msgpack").write_bytes(msgspec.msgpack.encode(layout))
-    assert cli.main(["export", str(tmp_path / "out"), "--from", str(path), "--json"]) == 0
+    with in_this_process():
+        assert cli.main(["export", str(tmp_path / "out"), "--from", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     with contextlib.closing(Store.read(path / "peer-0" / "log.sqlite")) as reader:
         assert found["vertex"] == records.vertex_id(reader.vertices(1)[0]).hex()

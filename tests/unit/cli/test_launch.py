@@ -51,7 +51,7 @@ class Recorder:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def invite(self, word: str, file: Path) -> None:
+    def invite(self, word: str, file: str) -> None:
         self.invitations.append((word, file))
 
     def names(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""Dropout, gradient checkpointing and autocast, on both built-in models."""
+"""Dropout, gradient checkpointing and autocast, on the built-in model."""
 
 import pytest
 import torch
@@ -7,16 +7,15 @@ from torch import Tensor, nn
 from barnraise.config import ModelConfig
 from barnraise.model.build import build
 from barnraise.model.flat import flatten
-from barnraise.model.gpt import loss
 from barnraise.model.initialise import uniform
+from barnraise.model.loss import loss
 
 TOKENS = torch.arange(24).view(2, 12)
-both = pytest.mark.parametrize("architecture", ["gpt", "stock"])
 
 
-def model(architecture: str, **changes: float) -> nn.Module:
+def model(**changes: float) -> nn.Module:
     shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_seq_len": 12}
-    made = build(ModelConfig(architecture=architecture, **(shape | changes)), 1)  # type: ignore[arg-type]
+    made = build(ModelConfig(**(shape | changes)), 1)  # type: ignore[arg-type]
     flat = flatten(made)
     flat.load(uniform(3, "all", (flat.values.numel(),), 0.2))
     return made
@@ -28,21 +27,19 @@ def gradients(made: nn.Module) -> Tensor:
     return torch.cat([parameter.grad.reshape(-1) for parameter in made.parameters() if parameter.grad is not None])
 
 
-@both
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_checkpointing_gives_the_same_gradients(architecture: str, dropout: float) -> None:
-    plain = gradients(model(architecture, dropout=dropout))
-    again = gradients(model(architecture, dropout=dropout, gradient_checkpointing=True))
+def test_checkpointing_gives_the_same_gradients(dropout: float) -> None:
+    plain = gradients(model(dropout=dropout))
+    again = gradients(model(dropout=dropout, gradient_checkpointing=True))
     assert plain.any()
     assert torch.equal(again, plain)
 
 
-@both
-def test_checkpointing_keeps_less(architecture: str) -> None:
+def test_checkpointing_keeps_less() -> None:
     kept = []
     for checkpointing in (False, True):
         sizes: list[int] = []
-        made = model(architecture, gradient_checkpointing=checkpointing)
+        made = model(gradient_checkpointing=checkpointing)
 
         def keep(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
             sizes.append(tensor.numel())
@@ -54,19 +51,17 @@ def test_checkpointing_keeps_less(architecture: str) -> None:
     assert kept[1] < kept[0] / 2
 
 
-@both
-def test_dropout_is_for_training_alone(architecture: str) -> None:
-    made = model(architecture, dropout=0.5)
-    exact = model(architecture)(TOKENS)
+def test_dropout_is_for_training_alone() -> None:
+    made = model(dropout=0.5)
+    exact = model()(TOKENS)
     torch.manual_seed(1)
     first, second = made(TOKENS), made(TOKENS)
     assert not torch.equal(first, second)
     assert torch.equal(made.eval()(TOKENS), exact)
 
 
-@both
-def test_autocast_multiplies_in_bfloat16_and_loses_little(architecture: str) -> None:
-    made = model(architecture)
+def test_autocast_multiplies_in_bfloat16_and_loses_little() -> None:
+    made = model()
     exact = loss(made, TOKENS, TOKENS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = made(TOKENS)

@@ -15,8 +15,9 @@ from barnraise.errors import PeerError
 from barnraise.ids import Digest, PeerId
 from barnraise.swarm import effects, records
 from barnraise.swarm.adopt import adopt
+from barnraise.swarm.donors import SHUN_S
 from barnraise.swarm.effects import Effect, Finish
-from barnraise.swarm.member import SHUN_S, Member
+from barnraise.swarm.member import Member
 from barnraise.swarm.messages import Genesis, GenesisWanted, Message, StateWanted, Status
 from barnraise.swarm.records import Cut, LogEvent, Regroup, Result
 from barnraise.swarm.round import Phase, Stepped, Trained

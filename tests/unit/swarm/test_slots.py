@@ -55,3 +55,12 @@ def test_what_comes_back_is_joined_with_its_neighbours() -> None:
 def test_nobody_to_give_to_changes_nothing() -> None:
     given_out = assign((Segment(1, 2),), 9, (), 4)
     assert (given_out.slots, given_out.requeued, given_out.cursor) == ({}, (Segment(1, 2),), 9)
+
+
+def test_what_comes_back_of_a_slot_is_what_is_behind_the_samples_that_were_used() -> None:
+    given_out = assign((Segment(3, 2), Segment(10, 1)), 20, PEERS[:2], 4)
+    assert given_out.slots[PEERS[0]] == (Segment(3, 2), Segment(10, 1), Segment(20, 1))
+    assert given_out.rest({PEERS[0]: 1, PEERS[1]: 4}) == (Segment(4, 1), Segment(10, 1), Segment(20, 1))
+    assert given_out.rest({PEERS[0]: 3, PEERS[1]: 3}) == (Segment(20, 1), Segment(24, 1))
+    assert given_out.rest({PEERS[0]: 100, PEERS[1]: 100}) == ()
+    assert given_out.rest({}) == (Segment(3, 2), Segment(10, 1), Segment(20, 5))

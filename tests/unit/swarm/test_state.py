@@ -1,20 +1,21 @@
 """The agreed state as a fold: any log of cuts, voids and results, on any number of peers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from barnraise.config import InnerConfig, RoundConfig, RunConfig
+from barnraise.config import DataConfig, InnerConfig, RoundConfig, RunConfig
 from barnraise.errors import LocalError
 from barnraise.ids import EMPTY_DIGEST, Digest, PeerId
 from barnraise.swarm import records
 from barnraise.swarm.plan import plan
-from barnraise.swarm.records import Contribution, Cut, LogEvent, Metrics, Result, Vertex, Void
+from barnraise.swarm.records import Contribution, Cut, LogEvent, Metrics, Regroup, Result, Vertex, Void
 from barnraise.swarm.slots import Segment
-from barnraise.swarm.state import State, apply, assignment, check_follows, follow, genesis
+from barnraise.swarm.state import MAX_SAMPLES, State, apply, assignment, check_follows, follow, genesis
 
 EVERYBODY = tuple(PeerId(f"peer-{number}") for number in range(6))
 CONFIG = RunConfig(
@@ -29,14 +30,16 @@ def first_state() -> State:
     return genesis(CONFIG, 2, Digest(bytes([1]) * 32), Digest(bytes([2]) * 32))
 
 
-def cut_of(state: State, contributors: Sequence[str]) -> Cut:
+def cut_of(state: State, contributors: Sequence[str], samples: Mapping[str, int] | None = None) -> Cut:
+    """Return a cut; ``samples``: what contributors claim, if not all that they were given."""
+    used = samples or {}
     return Cut(
         run=state.run,
         epoch=state.epoch,
         round=state.round,
         attempt=state.attempt,
         previous=state.head,
-        contributions=tuple(Contribution(peer, EMPTY_DIGEST, SAMPLES) for peer in contributors),
+        contributions=tuple(Contribution(peer, EMPTY_DIGEST, used.get(peer, SAMPLES)) for peer in contributors),
     )
 
 
@@ -54,6 +57,18 @@ def void_of(state: State, without: Sequence[str] = ()) -> Void:
         previous=state.head,
         cut=digest_of_cut(state),
         without=tuple(without),
+    )
+
+
+def regroup_of(state: State, joined: Sequence[str] = (), left: Sequence[str] = ()) -> Regroup:
+    return Regroup(
+        run=state.run,
+        epoch=state.epoch,
+        round=state.round,
+        attempt=state.attempt,
+        previous=state.head,
+        joined=tuple(joined),
+        left=tuple(left),
     )
 
 
@@ -102,15 +117,25 @@ class Log:
             return []
         return self.data.draw(st.lists(st.sampled_from(list(peers)), min_size=least, unique=True))
 
+    def regroup(self) -> None:
+        joined = self.some([peer for peer in EVERYBODY if peer not in self.state.peers])
+        left = self.some(self.state.peers)
+        if set(self.state.peers) - set(left) or joined:
+            self.add(regroup_of(self.state, joined, left))
+            assert self.state.counting == self.state.peers
+
     def round(self) -> None:
+        if self.data.draw(st.booleans(), "regroup"):
+            self.regroup()
         slots = assignment(self.state).slots
         for _ in range(self.data.draw(st.integers(0, 2), "voids")):
             self.add(cut_of(self.state, self.some(list(slots), least=1)))
             self.add(void_of(self.state, self.some(self.state.peers)))
             assert assignment(self.state).slots == slots
         contributors = self.some(list(slots), least=1)
-        self.add(cut_of(self.state, contributors))
-        self.trained += [sample for peer in contributors for sample in samples_of(slots[peer])]
+        used = {peer: self.data.draw(st.integers(1, SAMPLES), "used") for peer in contributors}
+        self.add(cut_of(self.state, contributors, used))
+        self.trained += [sample for peer in contributors for sample in samples_of(slots[peer])[: used[peer]]]
         joined = self.some([peer for peer in EVERYBODY if peer not in self.state.peers])
         left = self.some([peer for peer in self.state.peers if peer != contributors[0]])
         self.add(result_of(self.state, joined, left))
@@ -274,6 +299,115 @@ def test_a_checkpoint_names_its_parent_and_its_contributors() -> None:
     assert later.vertex == records.vertex_id(vertex)
 
 
-def test_the_next_seed_is_drawn_from_the_cut_and_the_aggregate() -> None:
-    seeds = {after(*entries).seed for entries in (["cut", "result"], ["cut", "void", "cut", "result"], ["cut"])}
-    assert len(seeds) == 3
+def seed_after(contributors: Sequence[str], samples: Mapping[str, int] | None = None, **changes: object) -> bytes:
+    state = first_state()
+    state = apply(state, cut_of(state, contributors, samples))
+    return apply(state, msgspec.structs.replace(result_of(state), **changes)).seed
+
+
+def test_the_next_seed_is_drawn_from_who_contributed_and_what_came_of_it() -> None:
+    seed = seed_after(EVERYBODY[:3])
+    assert seed != first_state().seed
+    assert seed_after(EVERYBODY[:2]) != seed
+    assert seed_after(EVERYBODY[:3], {EVERYBODY[0]: 1}) != seed
+    assert seed_after(EVERYBODY[:3], aggregate_root=bytes(32)) != seed
+
+
+def test_nobody_chooses_the_next_seed() -> None:
+    """Neither by the entry's clock, nor by whom it lets in, nor by having the round tried again."""
+    seed = seed_after(EVERYBODY[:3])
+    assert seed_after(EVERYBODY[:3], time=7) == seed_after(EVERYBODY[:3], joined=(EVERYBODY[4],)) == seed
+    assert after("cut", "void", "cut", "result").seed == seed
+
+
+# ---- a round that is begun anew ------------------------------------------------------------------------------------
+
+
+def test_a_regroup_begins_the_round_anew_with_members_who_all_count_at_once() -> None:
+    state = after("cut")
+    state = apply(state, result_of(state, joined=[EVERYBODY[4]], left=[EVERYBODY[0]]))
+    assert set(assignment(state).slots) == {EVERYBODY[1], EVERYBODY[2]}
+    anew = apply(state, regroup_of(state, joined=[EVERYBODY[5], EVERYBODY[3]], left=EVERYBODY[1:3]))
+    assert anew.peers == (EVERYBODY[4], EVERYBODY[3], EVERYBODY[5])
+    assert anew.counting == anew.peers
+    assert set(plan(anew).slots) == set(anew.peers)
+    assert (anew.epoch, anew.round, anew.attempt, anew.height) == (2, 1, 0, 3)
+    assert (anew.cursor, anew.requeued, anew.vertex) == (state.cursor, state.requeued, state.vertex)
+    assert [member.joined_epoch for member in anew.members] == [1, 2, 2]
+
+
+def test_a_regroup_forgets_whom_the_round_no_longer_waits_for() -> None:
+    state = after("cut")
+    state = apply(state, void_of(state, [EVERYBODY[2]]))
+    state = apply(state, regroup_of(state, left=[EVERYBODY[0]]))
+    assert (state.attempt, state.without) == (0, frozenset())
+    assert apply(state, cut_of(state, EVERYBODY[1:3])).cut is not None
+
+
+def test_who_is_a_member_already_does_not_join_twice() -> None:
+    state = first_state()
+    assert apply(state, regroup_of(state, joined=[EVERYBODY[1]])).peers == EVERYBODY[:3]
+
+
+def test_a_regroup_that_leaves_nobody_is_refused() -> None:
+    state = first_state()
+    with pytest.raises(LocalError, match="nobody would be left"):
+        apply(state, regroup_of(state, left=EVERYBODY[:3]))
+    assert apply(state, regroup_of(state, joined=[EVERYBODY[3]], left=EVERYBODY[:3])).peers == (EVERYBODY[3],)
+
+
+def test_a_regroup_comes_instead_of_a_cut_and_not_behind_it() -> None:
+    state = after("cut")
+    with pytest.raises(LocalError, match="cannot come"):
+        apply(state, regroup_of(state, left=[EVERYBODY[0]]))
+
+
+@pytest.mark.parametrize(
+    "change", [{"run": bytes(32)}, {"epoch": 1}, {"round": 1}, {"attempt": 1}, {"previous": bytes(32)}]
+)
+def test_a_regroup_of_another_place_is_refused(change: Change) -> None:
+    state = first_state()
+    with pytest.raises(LocalError, match="does not follow"):
+        apply(state, msgspec.structs.replace(regroup_of(state, left=[EVERYBODY[0]]), **change))
+
+
+def test_a_run_that_wants_more_members_than_there_are_gives_nothing_out() -> None:
+    config = replace(CONFIG, round=replace(CONFIG.round, min_peers=4))
+    state = genesis(config, 2, Digest(bytes([1]) * 32), Digest(bytes([2]) * 32))
+    assert not state.can_train
+    assert plan(state).slots == {}
+    grown = apply(state, regroup_of(state, joined=[EVERYBODY[3]]))
+    assert grown.can_train
+    assert set(plan(grown).slots) == set(EVERYBODY[:4])
+    assert assignment(grown).cursor == 4 * SAMPLES
+
+
+# ---- what contributors use of their slots --------------------------------------------------------------------------
+
+
+def test_what_a_contributor_did_not_come_to_goes_out_again() -> None:
+    state = first_state()
+    state = apply(state, cut_of(state, EVERYBODY[:3], {EVERYBODY[0]: 2, EVERYBODY[1]: 5}))
+    state = apply(state, result_of(state))
+    assert samples_of(state.requeued) == [2, 3, 4, 5, 11]
+    assert state.total_samples == 2 + 5 + SAMPLES
+    assert samples_of(assignment(state).slots[EVERYBODY[0]])[:5] == [2, 3, 4, 5, 11]
+
+
+def test_of_data_of_its_own_nothing_comes_back_whatever_it_weighs() -> None:
+    config = replace(CONFIG, data=DataConfig(kind="own"))
+    state = genesis(config, 2, Digest(bytes([1]) * 32), Digest(bytes([2]) * 32))
+    state = apply(state, cut_of(state, EVERYBODY[:3], {EVERYBODY[0]: 1, EVERYBODY[1]: MAX_SAMPLES}))
+    state = apply(state, result_of(state))
+    assert state.requeued == ()
+    assert state.total_samples == 1 + MAX_SAMPLES + SAMPLES
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("synchronous", 1), ("diloco", 3), ("local_sgd", 3), ("fedavg", 3)])
+def test_the_strategy_says_how_many_steps_a_round_has(strategy: str, steps: int) -> None:
+    config = replace(CONFIG, strategy=strategy, round=replace(CONFIG.round, seconds=2.5))  # type: ignore[arg-type]
+    state = replace(genesis(config, 2, EMPTY_DIGEST, EMPTY_DIGEST), round=4)
+    planned = plan(state)
+    assert (planned.steps, planned.first_step, planned.total_steps) == (steps, 4 * steps, 100 * steps)
+    assert planned.seconds == 2.5
+    assert {sum(segment.count for segment in slot) for slot in planned.slots.values()} == {2 * steps}

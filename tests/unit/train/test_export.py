@@ -1,6 +1,5 @@
 """A run's parameters as files, and a text continued by them, in this process."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -26,22 +25,21 @@ TINY = ModelConfig(hidden_size=8, num_layers=2, num_heads=1, max_seq_len=8)
 CUSTOM = RunConfig(model=ModelConfig(architecture="custom"))
 
 
-def run(directory: Path, architecture: Any) -> tuple[RunConfig, Path]:
+def run(directory: Path) -> tuple[RunConfig, Path]:
     """Return a run's configuration and a file of its parameters."""
-    config = RunConfig(model=dataclasses.replace(TINY, architecture=architecture))
+    config = RunConfig(model=TINY)
     size = flatten(build(config.model, 1)).values.numel()
     uniform(2, "all", (size,), 0.3).tofile(directory / "theta.f32")
     configuration.save(config, directory / "run.toml")
     return config, directory / "theta.f32"
 
 
-@pytest.mark.parametrize("architecture", ["gpt", "stock"])
-def test_what_is_exported_computes_the_same(tmp_path: Path, architecture: str) -> None:
-    config, theta = run(tmp_path, architecture)
+def test_what_is_exported_computes_the_same(tmp_path: Path) -> None:
+    config, theta = run(tmp_path)
     done = export.export(config, theta, tmp_path / "out")
     model = build(config.model, 1)
     flatten(model).load(np.fromfile(theta, dtype="<f4"))
-    assert done.architecture == architecture
+    assert done.architecture == "lfm2"
     assert done.num_parameters == flatten(model).values.numel()
     assert set(done.files) == {file.name for file in (tmp_path / "out").iterdir()}
     tokens = torch.arange(8).view(1, 8)
@@ -89,7 +87,7 @@ def call(monkeypatch: pytest.MonkeyPatch, module: Any, *words: str | Path) -> in
 def test_the_commands_speak_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, theta = run(tmp_path, "stock")
+    _, theta = run(tmp_path)
     where = ("--config", tmp_path / "run.toml", "--theta", theta)
     assert call(monkeypatch, export, *where, "--to", tmp_path / "out", "--json") == 0
     assert json.loads(capsys.readouterr().out)["directory"] == str(tmp_path / "out")

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from barnraise.config import InnerConfig, ModelConfig
 from barnraise.errors import LocalError
 from barnraise.model.flat import Flat, flatten
-from barnraise.model.gpt import GPT
-from barnraise.model.stock import Stock
+from barnraise.model.lfm2 import LFM2
 from barnraise.train.inner import SGD, AdamW, Diverged, Inner, lr_factor
 from barnraise.train.muon import Muon, orthogonalise
 
@@ -94,7 +93,7 @@ def test_sgd_matches_torch_and_remembers_nothing() -> None:
 
 
 def test_sgd_moves_against_the_gradient_by_the_learning_rate() -> None:
-    flat = flatten(GPT(TINY, 1))
+    flat = flatten(LFM2(TINY, 1))
     inner = Inner(flat, InnerConfig(optimizer="sgd", lr=0.5, clip_norm=0.0))
     before = flat.values.clone()
     flat.gradients.copy_(seeded(flat.gradients.numel()))
@@ -117,7 +116,7 @@ def test_schedule_without_warm_up_or_steps_stays_in_range() -> None:
 
 
 def small(optimizer: str = "muon", clip_norm: float = 1.0) -> tuple[Flat, Inner]:
-    flat = flatten(GPT(TINY, 1))
+    flat = flatten(LFM2(TINY, 1))
     config = InnerConfig(optimizer=optimizer, clip_norm=clip_norm)  # type: ignore[arg-type]
     return flat, Inner(flat, config)
 
@@ -131,20 +130,12 @@ def steps(flat: Flat, inner: Inner, seeds: range) -> Tensor:
 
 def test_muon_takes_the_matrices_inside_blocks_and_nothing_else() -> None:
     _, inner = small()
-    by_adamw = {name.split(".", 2)[2] for name in inner.state() if name.startswith("adamw.mean")}
-    assert by_adamw == {
-        "token_embedding.table.weight", "token_embedding.taps.weight", "position_embedding.weight", "head.weight",
-    }  # fmt: skip
-    assert sum(tensor.size(0) for name, tensor in inner.state().items() if "muon" in name) == 12
-    _, plain = small("adamw")
-    assert not [name for name in plain.state() if "muon" in name]
-
-
-def test_muon_leaves_the_stock_models_embedding_head_and_taps_to_adamw() -> None:
-    flat = flatten(Stock(TINY, 1))
-    inner = Inner(flat, InnerConfig())
     by_adamw = {name.removeprefix("adamw.mean.") for name in inner.state() if name.startswith("adamw.mean")}
     assert by_adamw == {"model.embed_tokens.weight", "lm_head.weight", "model.layers.0.conv.conv.weight"}
+    num_matrices = 2 + 4 + 2 * 3  # of the convolution, the attention and each layer's feed-forward
+    assert sum(tensor.size(0) for name, tensor in inner.state().items() if "muon" in name) == num_matrices
+    _, plain = small("adamw")
+    assert not [name for name in plain.state() if "muon" in name]
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -169,7 +160,7 @@ def test_state_carries_over_bit_for_bit(optimizer: str) -> None:
 def test_state_of_another_model_is_refused(change: str) -> None:
     _, inner = small()
     state = {name: tensor.clone() for name, tensor in inner.state().items()}
-    name = "adamw.mean.head.weight"
+    name = "adamw.mean.lm_head.weight"
     if change == "missing":
         del state[name]
     else:

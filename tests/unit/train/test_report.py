@@ -14,8 +14,8 @@ from barnraise import config as configuration
 from barnraise.config import DataConfig, ModelConfig, RunConfig
 from barnraise.errors import ConfigError
 from barnraise.model.flat import flatten
-from barnraise.model.gpt import GPT
 from barnraise.model.initialise import uniform
+from barnraise.model.lfm2 import LFM2
 from barnraise.train import report
 from barnraise.train.device import choose
 from barnraise.train.evaluate import evaluate
@@ -49,7 +49,7 @@ def test_windows_do_not_depend_on_how_they_are_batched() -> None:
 
 def test_dropout_is_off_while_measuring_and_on_again_afterwards() -> None:
     text = np.random.default_rng(1).integers(0, 256, 401).astype(np.uint8)
-    model = GPT(ModelConfig(hidden_size=8, num_layers=1, num_heads=1, max_seq_len=8, dropout=0.5), 1)
+    model = LFM2(ModelConfig(hidden_size=8, num_layers=1, num_heads=1, max_seq_len=8, dropout=0.5), 1)
     flat = flatten(model)
     flat.load(uniform(2, "all", (flat.values.numel(),), 0.3))
     assert evaluate(model, text, 8).nats == evaluate(model, text, 8).nats
@@ -60,7 +60,7 @@ def test_counting_is_done_once_for_a_text(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("to be or not to be\n" * 300)
     model = ModelConfig(hidden_size=8, num_layers=1, num_heads=1, max_seq_len=8)
     config = RunConfig(model=model, data=DataConfig(source=str(tmp_path / "text.txt")))
-    flatten(GPT(model, 1)).numpy().tofile(tmp_path / "theta.f32")
+    flatten(LFM2(model, 1)).numpy().tofile(tmp_path / "theta.f32")
     known = tmp_path / "baselines.json"
     first = report.report(config, tmp_path / "theta.f32", sample_bytes=1, known=known)
     remembered = json.loads(known.read_text())
@@ -80,14 +80,14 @@ def test_report_prints_the_figures_as_json(
     model = ModelConfig(hidden_size=8, num_layers=1, num_heads=1, max_seq_len=8)
     config = RunConfig(model=model, data=DataConfig(source=str(tmp_path / "text.txt")))
     configuration.save(config, tmp_path / "run.toml")
-    flatten(GPT(model, 1)).numpy().tofile(tmp_path / "theta.f32")
+    flatten(LFM2(model, 1)).numpy().tofile(tmp_path / "theta.f32")
     arguments = ["report", "--config", str(tmp_path / "run.toml"), "--theta", str(tmp_path / "theta.f32"), "--json"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert report.main() == 0
     found = json.loads(capsys.readouterr().out)
     assert found["val_bits_per_byte"] == pytest.approx(8.0, abs=1e-4)
     assert found["five_gram_bits_per_byte"] < found["unigram_bits_per_byte"] < 4
-    assert found["num_parameters"] == flatten(GPT(model, 1)).values.numel()
+    assert found["num_parameters"] == flatten(LFM2(model, 1)).values.numel()
     assert found["sample"]
 
     np.zeros(3, dtype="<f4").tofile(tmp_path / "theta.f32")

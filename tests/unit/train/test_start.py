@@ -12,16 +12,14 @@ import torch
 from barnraise.config import ModelConfig, InnerConfig
 from barnraise.model.flat import flatten
 from barnraise.model.build import build
-from barnraise.model.gpt import loss
+from barnraise.model.loss import loss
 from barnraise.train import train
 from barnraise.train.inner import Inner
 tokens = torch.zeros((1, 8), dtype=torch.int64)
-for architecture in ("gpt", "stock"):
-    shape = ModelConfig(architecture=architecture, hidden_size=8, num_layers=2, num_heads=1, max_seq_len=8)
-    model = build(shape, 1)
-    inner = Inner(flatten(model), InnerConfig())
-    loss(model, tokens, tokens).backward()
-    inner.step(1.0)
+model = build(ModelConfig(hidden_size=8, num_layers=2, num_heads=1, max_seq_len=8), 1)
+inner = Inner(flatten(model), InnerConfig())
+loss(model, tokens, tokens).backward()
+inner.step(1.0)
 heavy = ("torch._dynamo", "torch._inductor", "sympy", "torchvision", "transformers", "trio", "libp2p")
 print([name for name in heavy if name in sys.modules])
 """

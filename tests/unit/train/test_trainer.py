@@ -1,9 +1,10 @@
-"""The trainer's process for real, killed and started again, with this test as its peer at the other end of the socket."""
+"""The trainer's process for real, killed and replaced, with this test as its peer at the other end of the socket."""
 
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from barnraise import config as configuration
 from barnraise.config import DataConfig, InnerConfig, ModelConfig, RunConfig
 from barnraise.link import messages
 from barnraise.link.messages import Begin, Done, Hello, Initialise, Initialised, Progress, Segment
+from barnraise.train.__main__ import main
 
 MODEL = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, max_seq_len=12)
 STEPS, BATCH = 3, 2
@@ -34,8 +36,8 @@ def run(tmp_path: Path) -> RunConfig:
 class FakePeer:
     """Listens, speaks the protocol with one trainer at a time, and keeps the files in one directory."""
 
-    def __init__(self, directory: Path, connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
-        self.directory, self.process = directory, process
+    def __init__(self, directory: Path, connection: socket.socket) -> None:
+        self.directory = directory
         self.connection = connection
         self.stream = connection.makefile("rb")
 
@@ -84,6 +86,30 @@ class FakePeer:
         (self.theta(theta) - np.frombuffer(update, dtype="<f4")).tofile(self.directory / result)
 
 
+@contextmanager
+def listening(directory: Path) -> Iterator[socket.socket]:
+    """Listen where the trainer looks for its peer."""
+    path = directory / "peer.sock"
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(0.5)
+        yield listener
+
+
+def options(directory: Path) -> list[str]:
+    return ["--socket", str(directory / "peer.sock"), "--config", str(directory / "run.toml"), "--device", "cpu"]
+
+
+def greeted(directory: Path, connection: socket.socket) -> tuple[FakePeer, Hello]:
+    connection.settimeout(50)
+    peer = FakePeer(directory, connection)
+    hello = peer.receive()
+    assert isinstance(hello, Hello), hello
+    return peer, hello
+
+
 def accept(listener: socket.socket, process: subprocess.Popen[bytes]) -> socket.socket:
     """Wait for the trainer's connection; if it ends before that, fail with what it wrote."""
     while True:
@@ -94,49 +120,50 @@ def accept(listener: socket.socket, process: subprocess.Popen[bytes]) -> socket.
 
 
 @contextmanager
-def trainer(directory: Path) -> Iterator[tuple[FakePeer, Hello]]:
-    """Start a trainer's process and accept its connection; end it by closing the connection."""
-    path = directory / "peer.sock"
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        listener.settimeout(0.5)
-        command = [
-            sys.executable,
-            "-m",
-            "barnraise.train",
-            "--socket",
-            str(path),
-            "--config",
-            str(directory / "run.toml"),
-        ]
-        source = str(Path(configuration.__file__).parents[1])
-        process = subprocess.Popen(
-            [*command, "--device", "cpu"], env={**os.environ, "PYTHONPATH": source}, stderr=subprocess.PIPE
-        )
+def trainer_process(directory: Path) -> Iterator[tuple[FakePeer, Hello, subprocess.Popen[bytes]]]:
+    """Start a trainer's process and accept its connection; kill it afterwards."""
+    source = str(Path(configuration.__file__).parents[1])
+    command = [sys.executable, "-m", "barnraise.train", *options(directory)]
+    with (
+        listening(directory) as listener,
+        subprocess.Popen(command, env={**os.environ, "PYTHONPATH": source}, stderr=subprocess.PIPE) as process,
+    ):
         try:
-            connection = accept(listener, process)
-            connection.settimeout(50)
-            with connection:
-                peer = FakePeer(directory, connection, process)
-                hello = peer.receive()
-                assert isinstance(hello, Hello), hello
-                yield peer, hello
+            with accept(listener, process) as connection:
+                peer, hello = greeted(directory, connection)
+                yield peer, hello, process
                 peer.stream.close()
         finally:
+            process.kill()
+            process.communicate(timeout=20)
+
+
+@contextmanager
+def replacement(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakePeer, Hello]]:
+    """Run what the trainer's process runs in a thread of this one, whose torch is loaded; hang up to end it."""
+    monkeypatch.setattr(sys, "argv", ["barnraise.train", *options(directory)])
+    codes: list[int] = []
+    with listening(directory) as listener:
+        thread = threading.Thread(target=lambda: codes.append(main()), daemon=True)
+        thread.start()
+        listener.settimeout(50)
+        connection = listener.accept()[0]
+        with connection:
+            peer, hello = greeted(directory, connection)
             try:
-                process.communicate(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                raise
+                yield peer, hello
+            finally:
+                peer.stream.close()
+                connection.shutdown(socket.SHUT_RDWR)
+    thread.join(timeout=20)
+    assert codes == [0]
 
 
-def test_rounds_are_done_again_bit_for_bit(tmp_path: Path, run: RunConfig) -> None:
-    with trainer(tmp_path) as (peer, hello):
+@pytest.mark.usefixtures("run")
+def test_rounds_are_done_again_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with trainer_process(tmp_path) as (peer, hello, process):
         assert hello.version == messages.VERSION
-        assert hello.pid == peer.process.pid
+        assert hello.pid == process.pid
         assert hello.layout[0].shape == (256, 16)
         peer.send(Initialise(path=str(tmp_path / "theta-0.f32")))
         assert peer.receive() == Initialised()
@@ -159,12 +186,10 @@ def test_rounds_are_done_again_bit_for_bit(tmp_path: Path, run: RunConfig) -> No
         assert other_samples[1] != first[1]
 
         peer.round(peer.begin(0, "theta-0.f32"))
-        peer.process.kill()
-    with trainer(tmp_path) as (peer, restarted):
+        process.kill()
+    with replacement(tmp_path, monkeypatch) as (peer, restarted):
         assert (restarted.layout, restarted.data_digest) == (hello.layout, hello.data_digest)
         assert peer.round(peer.begin(1, "theta-1.f32"))[1:] == second[1:]
-        peer.connection.shutdown(socket.SHUT_RDWR)
-        assert peer.process.wait(timeout=20) == 0
 
 
 def num_parameters(hello: Hello) -> int:
