@@ -61,6 +61,8 @@ MAX_PARAMETERS: Final = 1 << 33
 ENROL_SPARE_S: Final = 10.0
 """What a peer of the run may take to answer, on a busy machine, on top of what reaching it takes."""
 LAYOUT_FILE: Final = "layout.msgpack"
+VOTERS_FILE: Final = "voters"
+"""Public keys of everybody whose vote is in the log."""
 
 
 class Wishes:
@@ -190,7 +192,7 @@ async def _assemble(
     founding = await _founding(run, config, trainer_up.hello, store, blobs, trainer, events)
     size = founding.blocks[-1][1]
     zeros = np.zeros(size, np.float32)
-    keys = Keyring(identity)
+    keys = Keyring(identity, config.data_dir / VOTERS_FILE)
     state = genesis(run, len(founding.blocks), founding.theta, root_of(zeros))
     log = store.log()
     state = adopt(state, log, lambda *vote: True).state  # our own disk: these votes were checked when they came

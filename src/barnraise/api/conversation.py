@@ -300,4 +300,4 @@ class Conversation:
 def reported(total: Tensor | float, count: float) -> float:
     """Return the mean loss as a figure that every peer takes: the run's books know no negative ones."""
     mean = float(total) / max(1.0, count)
-    return min(max(mean, 0.0), MAX_LOSS) if math.isfinite(mean) else 0.0
+    return min(max(mean, -MAX_LOSS), MAX_LOSS) if math.isfinite(mean) else 0.0

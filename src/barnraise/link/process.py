@@ -118,7 +118,7 @@ class TrainerProcess(TrainerLink):
         self._deaths = 0
 
     async def run(self) -> None:
-        """Keep a trainer alive until cancelled.
+        """Keep a trainer alive until cancelled, or until it was told that no round comes after the last.
 
         Raises:
             LocalError: it died too often without finishing anything; the message ends with its last words.
@@ -130,6 +130,8 @@ class TrainerProcess(TrainerLink):
             listener.listen(1)
             while self._deaths < MAX_DEATHS:
                 died = await self._live(listener, socket_path, died)
+                if isinstance(self._work, Finished):
+                    return
                 self._deaths += 1
         raise LocalError(
             f"the trainer died {MAX_DEATHS} times without finishing a round, last with exit status {died}. "

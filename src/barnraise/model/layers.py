@@ -13,7 +13,7 @@ from barnraise.config import ModelConfig
 def norm(x: Tensor) -> Tensor:
     """Return ``x`` with mean 0 and variance 1 along its last dimension.
 
-    Without gain or bias. On a CPU torch fuses this and not ``rms_norm``: 0.7 ms against 1.8 to 3 for float32[8, 128, 128],
+    Without gain or bias. On a CPU torch fuses this and not ``rms_norm``: 0.6 ms against 2.1 for float32[8, 128, 128],
     forward and backward, and no difference in loss was seen (docs/LOG.md).
     """
     return F.layer_norm(x, (x.size(-1),))

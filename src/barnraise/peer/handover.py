@@ -31,6 +31,8 @@ PIECE_ENTRIES: Final = 512
 """Log entries sent at once: with eight members' votes some 14 MB."""
 ANSWER_S: Final = 5.0
 """A donor that has not begun to send by then has nothing to send, or is gone."""
+SETTLING_S: Final = 0.02
+"""Between two looks at whether what was agreed last is on disk."""
 PIECE_DEADLINE_S: Final = 60.0
 """For one piece, sent and checked."""
 
@@ -55,25 +57,42 @@ class Giver:
             self._serving.discard(asked.to)
 
     async def _give(self, bulk: Bulk, asked: SendState) -> None:
-        state, space = self._member.state, self._workspace
-        # Read in one breath: the tensors must be those that the log ends with.
-        tensors, is_settled = (space.theta, space.momentum), self._courier.round == state.round
-        first, end = asked.height, state.height
-        if not is_settled or self._member.is_hollow or first > end or (first == end and not asked.is_hollow):
+        found = await self._settled(asked)
+        if found is None:
             return
+        first, (end, tensors) = asked.height, found
         while True:
             count = min(PIECE_ENTRIES, end - first)
             log = await self._archive.on_log(self._archive.store.log, first, count)
             if len(log) < count:
-                return  # the newest entries are not on disk yet; it asks again
+                return  # the newest entries never came to disk; it asks again
             is_last = first + count == end
-            with trio.fail_after(PIECE_DEADLINE_S):
+            with trio.move_on_after(PIECE_DEADLINE_S) as patience:
                 await self._courier.push_state(
                     bulk, asked.to, first, log, self._voters(log), tensors if is_last else None
                 )
-            if is_last:
+            if is_last or patience.cancelled_caught:
                 return
             first += count
+
+    async def _settled(self, asked: SendState) -> tuple[int, tuple[Float32, Float32]] | None:
+        """Return the height of our state and its tensors, once all of it is on disk; None: there is nothing to give.
+
+        With rounds of under a second we are between two states half of the time; whoever asks would wait for seconds.
+        """
+        with trio.move_on_after(ANSWER_S / 2):
+            while not self._member.is_hollow:
+                # Read in one breath: the tensors must be those that the log ends with.
+                state, space = self._member.state, self._workspace
+                is_due = asked.height < state.height or (asked.height == state.height and asked.is_hollow)
+                if not is_due:
+                    return None
+                if self._courier.round == state.round:
+                    tensors = space.theta, space.momentum
+                    if await self._archive.on_log(self._archive.store.height) >= state.height:
+                        return state.height, tensors
+                await trio.sleep(SETTLING_S)
+        return None
 
     def _voters(self, log: Sequence[Decision]) -> list[bytes]:
         names = {PeerId(voter) for decision in log for voter, _ in decision.votes}

@@ -1,6 +1,8 @@
 """Who the others are: what a peer says of itself when it is admitted, and the keys that its votes are checked with."""
 
+import contextlib
 import ipaddress
+from pathlib import Path
 
 import msgspec
 
@@ -40,10 +42,22 @@ def read_hello(peer: PeerId, data: bytes) -> tuple[PublicIdentity, str, int]:
 
 
 class Keyring:
-    """The public keys of everybody met so far; enough to check the votes of members that are gone."""
+    """The public keys of everybody met so far; enough to check the votes of members that are gone.
 
-    def __init__(self, identity: Identity) -> None:
+    Those whose signature ever held, members all of them, are kept on disk: a log is worth nothing to a newcomer
+    without the keys of its voters, and they may have left before this peer was last started.
+    """
+
+    def __init__(self, identity: Identity, file: Path | None = None) -> None:
+        """``file`` keeps the keys, one a line; None: nothing is kept."""
         self.known: dict[PeerId, PublicIdentity] = {identity.peer_id: identity.public}
+        self._kept = {identity.peer_id}
+        self._file = file
+        for line in file.read_text("ascii").splitlines() if file is not None and file.exists() else ():
+            with contextlib.suppress(ValueError):  # cut short by a crash
+                voter = PublicIdentity.decode(bytes.fromhex(line))
+                self.known[voter.peer_id] = voter
+                self._kept.add(voter.peer_id)
 
     def add(self, identity: PublicIdentity) -> None:
         """Remember a peer's keys, which its id vouches for."""
@@ -51,4 +65,14 @@ class Keyring:
 
     def verify(self, peer: PeerId, context: str, message: bytes, signature: bytes) -> bool:
         """Tell whether a known peer's signature holds."""
-        return peer in self.known and self.known[peer].verify(context, message, signature)
+        if peer not in self.known or not self.known[peer].verify(context, message, signature):
+            return False
+        if peer not in self._kept:
+            self._kept.add(peer)
+            self._keep(self.known[peer])
+        return True
+
+    def _keep(self, identity: PublicIdentity) -> None:
+        if self._file is not None:
+            with self._file.open("a", encoding="ascii") as file:
+                file.write(f"\n{identity.encode().hex()}\n")  # behind whatever a crash cut short

@@ -81,7 +81,8 @@ class RunDirectory:
         """Return the settings of a peer: as it had them before, or everything on loopback, its share of the cores."""
         known = self.home(index) / PEER_FILE
         if known.exists():
-            return dataclasses.replace(load_peer_config(known), data_dir=self.home(index))
+            key = self.path / CLUSTER_KEY_FILE  # the directory may have been moved since
+            return dataclasses.replace(load_peer_config(known), data_dir=self.home(index), cluster_key_file=key)
         return PeerConfig(
             data_dir=self.home(index),
             cluster_key_file=self.path / CLUSTER_KEY_FILE,

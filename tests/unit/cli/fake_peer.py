@@ -40,7 +40,7 @@ def main() -> None:
     start(log, settings, config, mode)
     for number in range(config.round.rounds):
         play_round(log, config, number, (STRANGER,) if mode == "company" else ())
-        if number == 1 and (mode == "hold" and second or mode == "stubborn"):
+        if number == 1 and ((mode == "hold" and second) or mode == "stubborn"):
             wait_for_the_end(settings, deaf=mode == "stubborn")
         if number == 1 and mode in ("heed", "company"):
             leave_when_asked(log, settings)

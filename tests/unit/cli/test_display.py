@@ -2,12 +2,15 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from barnraise.cli.display import JsonDisplay, PlainDisplay, TableDisplay, display, wants_table
 from barnraise.observe.view import View, apply, empty
 from barnraise.observe.vocabulary import PeerWaiting, RoundCommitted
+
+WORD = "barnraise1-secret"
 
 
 class Terminal(io.StringIO):
@@ -64,3 +67,16 @@ def test_on_a_terminal_the_live_table_comes_and_goes(monkeypatch: pytest.MonkeyP
     with display(json=False) as shown:
         shown.tick(empty(3))
     assert "0/3 peers" in stream.getvalue()
+
+
+def test_a_person_is_told_the_invitation_and_a_program_only_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    stream, said = io.StringIO(), list[str]()
+    PlainDisplay(stream).invite(WORD, Path("/run/invitation"))
+    TableDisplay(said.append, lambda view: None).invite(WORD, Path("/run/invitation"))
+    assert f"barnraise join {WORD}" in stream.getvalue()
+    assert f"barnraise join {WORD}" in said[0]
+    stream = io.StringIO()
+    JsonDisplay(stream).invite(WORD, Path("/run/invitation"))
+    told = capsys.readouterr()
+    assert WORD not in stream.getvalue() + told.out + told.err
+    assert "barnraise join /run/invitation" in told.err

@@ -82,10 +82,11 @@ def in_this_process() -> Here:
     return called
 
 
-def call_here(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+def call_here(command: list[str], **how: object) -> subprocess.CompletedProcess[bytes]:
     """Stand in for `subprocess.run` of ``python -P -m module words``."""
-    python, _, _, module, *words = command
-    assert python == sys.executable
+    assert command[:3] == [sys.executable, "-P", "-m"]
+    assert how["stdin"] == subprocess.DEVNULL
+    module, *words = command[3:]
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [module, *words])

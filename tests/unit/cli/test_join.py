@@ -150,7 +150,7 @@ def test_several_runs_nearby_and_nobody_to_ask_is_an_error_that_names_them(
     assert cli.main(["join"]) == 2
     said = capsys.readouterr().err
     assert "several runs are nearby" in said
-    assert f"1  run {'01' * 6} on host-0; 2  run {'02' * 6} on host-1" in said
+    assert f"1 run {'01' * 6} on host-0; 2 run {'02' * 6} on host-1" in said
     assert not conducted
     assert not (tmp_path / "runs").exists()
 

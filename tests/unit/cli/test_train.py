@@ -1,6 +1,8 @@
 """Where each value of a run's configuration comes from, and the verb as a whole with peers that play."""
 
 import json
+import os
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -8,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from barnraise import cli
+from barnraise.cli import launch
 from barnraise.cli.conduct import conduct
 from barnraise.cli.launch import Swarm
 from barnraise.cli.train import resolve
 from barnraise.config import PRESETS, RoundConfig, RunConfig, save
 from barnraise.errors import ConfigError
+from barnraise.observe.view import View, apply
+from barnraise.observe.vocabulary import AnyEvent, RoundPlanned
 from barnraise.runs import directory as rundir
 
 NO_FLAGS: dict[str, Any] = {"rounds": None, "steps": None, "seed": None, "data": None, "preset": None}
@@ -112,3 +118,110 @@ def test_without_a_terminal_each_round_is_a_line(tmp_path: Path, capsys: pytest.
     assert "2.000 bits per byte (1.386 nats); 5-gram 3.000, unigram 4.500" in out
     assert "Once more" in out
     assert "round.rounds=3" in out
+
+
+# ---- a run that is left, and gone on with ---------------------------------------------------------------------------
+
+
+def press_at_once(tmp_path: Path, mode: str, *, json: bool, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Carry out a run whose peers are asked to leave as soon as both are in round 1; return its directory."""
+    made = rundir.create(RunConfig(round=RoundConfig(rounds=3, steps=5)), 2, tmp_path / "run", datetime(2026, 1, 2))
+    begun: set[int] = set()
+
+    def watched(view: View, source: int, event: AnyEvent) -> View:
+        after = apply(view, source, event)
+        if isinstance(event, RoundPlanned) and event.round == 1 and source not in begun:
+            begun.add(source)
+            if begun == {0, 1}:
+                os.kill(os.getpid(), signal.SIGINT)
+        return after
+
+    monkeypatch.setattr(launch, "apply", watched)
+    swarm = Swarm(
+        directory=made,
+        command=(sys.executable, str(FAKE_PEER), mode),
+        resume_command=f"barnraise train --resume --dir {made.path}",
+    )
+    conduct(
+        swarm, json=json, report_command=(sys.executable, "-c", "raise SystemExit('no report of a run that was left')")
+    )
+    return made.path
+
+
+def test_a_run_that_was_left_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = press_at_once(tmp_path, "heed", json=False, monkeypatch=monkeypatch)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"left after 2 rounds; go on with them: barnraise train --resume --dir {path}"
+
+
+def test_with_json_the_peers_own_words_are_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press_at_once(tmp_path, "heed", json=True, monkeypatch=monkeypatch)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {event["event"] for event in events[-4:]} == {"run.left", "peer.exited"}
+    assert [event["rounds"] for event in events if event["event"] == "run.left"] == [2, 2]
+    assert not any(event["event"] == "run.finished" for event in events)
+
+
+def test_the_invitation_is_told_to_people_and_never_to_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for as_json in (False, True):
+        (tmp_path / str(as_json)).mkdir()
+        play(tmp_path / str(as_json), json=as_json)
+        told = capsys.readouterr()
+        word = (tmp_path / str(as_json) / "run" / "invitation").read_text().strip()
+        assert (word in told.out) is not as_json
+        assert word not in told.err
+        if as_json:
+            assert f"barnraise join {tmp_path / 'True' / 'run' / 'invitation'}" in told.err
+    assert word not in (tmp_path / "True" / "run" / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--rounds", "20"],
+        ["--steps", "3"],
+        ["--seconds", "3"],
+        ["--min-peers", "2"],
+        ["--strategy", "fedavg"],
+        ["--seed", "0"],
+        ["--data", "text.txt"],
+        ["--preset", "small"],
+        ["--init", "model"],
+        ["--config", "run.toml"],
+    ],
+)
+def test_resuming_refuses_what_would_make_it_another_run(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rundir.create(RunConfig(), 2, tmp_path / "run", datetime(2026, 1, 2))
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["train", "--resume", "--dir", str(tmp_path / "run"), *words]) == 2
+    assert f"{words[0]} would change it" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resuming_what_is_no_run_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--resume", "--dir", str(tmp_path)]) == 2
+    assert f"{tmp_path}: holds no run" in capsys.readouterr().err
+
+
+def test_a_fault_that_is_misspelt_leaves_no_run_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--kill", "peer:9@round:1"]) == 2
+    assert "there is no peer 9" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_flags_of_a_round_reach_the_run(text: Path) -> None:
+    flags = {"seconds": 2.5, "min_peers": 3, "strategy": "synchronous", "seed": 0, "data": str(text)}
+    config = resolve(None, NO_FLAGS | flags, {})
+    assert (config.round.seconds, config.round.min_peers) == (2.5, 3)
+    assert (config.strategy, config.seed) == ("synchronous", 0)

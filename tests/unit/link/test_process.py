@@ -51,6 +51,8 @@ while True:
     work = hear()
     if isinstance(work, messages.Initialise):
         say(messages.Initialised())
+    elif isinstance(work, messages.Finished):
+        sys.exit(0)
     elif isinstance(work, messages.Begin):
         say(messages.Done(round=work.round, order=work.order, steps=work.steps, samples=1, tokens=1, loss=1.0, validation_nats=0.0,
                           validation_tokens=0, took_s=0.0))
@@ -164,6 +166,17 @@ async def test_leaving_takes_the_process_along(tmp_path: Path) -> None:
         pid = (await up(trainer)).hello.pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_trainer_that_was_told_the_end_is_not_replaced(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, DILIGENT)
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trainer.run)
+            await up(trainer)
+            await trainer.assign(Finished(round=3, theta_path=""))
+    with pytest.raises(trio.WouldBlock):
+        trainer.events.receive_nowait()
 
 
 async def test_five_deaths_end_it_with_the_last_words(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from barnraise.peer.faults import Drill
 from barnraise.peer.handover import ANSWER_S, PIECE_DEADLINE_S, Adoption, Giver, Taker
 from barnraise.peer.keyring import Keyring
 from barnraise.swarm import records
+from barnraise.swarm.adopt import adopt
 from barnraise.swarm.effects import CatchUp, Effect, SendState
 from barnraise.swarm.member import Member
 from barnraise.swarm.records import Contribution, Cut, LogEvent, Metrics, Result
@@ -119,7 +120,7 @@ class Side:
         for decision in log:
             state = apply(state, records.decode_event.decode(decision.value))
         self.id = identity.peer_id
-        self.keys = Keyring(identity)
+        self.keys = Keyring(identity, home / "voters")
         self.store = Store(home / "log.sqlite", CONFIG.run_id)
         self.store.append(0, list(log), (), None)
         self.member = Member(
@@ -253,6 +254,16 @@ async def test_entries_that_are_not_on_the_donors_disk_yet_are_not_sent(tmp_path
     async with pair(tmp_path, donor, taker) as (plane, _):
         await donor.giver.give(plane, ask(taker))
         assert plane.bytes_sent == 0
+
+
+async def test_a_donor_that_was_started_again_still_has_the_keys_of_voters_that_are_gone(tmp_path: Path) -> None:
+    donor, taker = donor_at(tmp_path), Side(ME, tmp_path / "taker")
+    adopt(first_state(), LOG, donor.keys.verify)
+    donor.giver._keys = Keyring(DONOR, tmp_path / "donor" / "voters")
+    async with pair(tmp_path, donor, taker) as (plane, nursery):
+        nursery.start_soon(donor.giver.give, plane, ask(taker))
+        adoption = await digested(taker)
+    assert adoption.state == END
 
 
 async def test_a_peer_is_served_once_at_a_time(tmp_path: Path) -> None:
