@@ -53,13 +53,8 @@ TARGETS: Final = (
 )
 """``first <= limit x second``, of a figure."""
 
-DEFAULTS: Final = (
-    "round.codec=int8",
-    "inner.batch_size=2",
-    "inner.final_lr_fraction=0.2",
-    "outer.momentum=0.5",
-)
-"""Twice the steps and a quarter of the batch of `barnraise train`, and what suits the swarm then (docs/LOG.md)."""
+DEFAULTS: Final = ("round.codec=int8", "inner.batch_size=2", "outer.momentum=0.5")
+"""Beside twice the steps of `barnraise train`, all that differs from its defaults; docs/LOG.md says why."""
 NOTES: Final = (
     "simulated: workers in one process, one after the other",
     "loss: nats per byte of the held-out text",

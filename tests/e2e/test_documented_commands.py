@@ -1,19 +1,29 @@
-"""Every command of the documents that trains, run as it stands there, with a small model from the environment."""
+"""Every command of the documents that trains or looks at a run, run as it stands there, with a small model.
+
+Also the Python programs of the documents. `tests/unit/test_docs.py` sees to it that no command is missing here.
+"""
 
 import json
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from barnraise.config import ModelConfig, RoundConfig, RunConfig, save
+from barnraise.errors import ConfigError
+from barnraise.net.addresses import lan_address
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-COMMANDS = (
+ROOT = Path(__file__).resolve().parents[2]
+TRAINING = (
     ".venv/bin/barnraise train --kill peer:0@round:3 --kill trainer:1@round:5",
     ".venv/bin/barnraise train --data notes.txt --rounds 10",
     ".venv/bin/barnraise train --config runs/20260102-030405-a1b2c3/run.toml",
@@ -21,40 +31,107 @@ COMMANDS = (
     "NO_COLOR=1 .venv/bin/barnraise train",
     "BARNRAISE_RUN_OUTER__LR=0.7 .venv/bin/barnraise train --steps 50",
 )
+BEGIN = ".venv/bin/barnraise train --listen lan"
+RESUME = ".venv/bin/barnraise train --resume"
+JOINING = (
+    ".venv/bin/barnraise join",
+    ".venv/bin/barnraise join runs/20260102-030405-a1b2c3/invitation",
+)
+LOOKING = {
+    ".venv/bin/barnraise status": "4 members",
+    ".venv/bin/barnraise status --json": '"round"',
+    ".venv/bin/barnraise peers": "connected",
+    ".venv/bin/barnraise log --last 5": "result",
+    ".venv/bin/barnraise show": "voted for by",
+    ".venv/bin/barnraise key": "fingerprint",
+}
+"""What is said while a run goes on."""
+TAKING = {
+    '.venv/bin/barnraise generate --prompt "ROMEO:"': "ROMEO:",
+    ".venv/bin/barnraise export model": "transformers.AutoModelForCausalLM",
+    '.venv/bin/barnraise generate --from model --prompt "JULIET:" --bytes 200': "JULIET:",
+    ".venv/bin/barnraise key --new-cluster friends.key": "fingerprint",
+}
+"""What is said when it is over, in this order."""
+CONTINUE = ".venv/bin/barnraise train --init model --profile 2 --tensorboard curves"
+WRITE = ".venv/bin/barnraise config --preset distributed -o peer.yaml"
+START = ".venv/bin/barnraise start -c peer.yaml"
+
 SMALL = {"MODEL__HIDDEN_SIZE": 32, "MODEL__NUM_LAYERS": 1, "MODEL__NUM_HEADS": 1, "ROUND__ROUNDS": 7, "ROUND__STEPS": 2}
-EARLIER = Path("runs/20260102-030405-a1b2c3/run.toml")
+LONG = {**SMALL, "MODEL__NUM_LAYERS": 2, "ROUND__ROUNDS": 10_000, "ROUND__STEPS": 4}
+FEW = {"ROUND__ROUNDS": 3}
+EARLIER = Path("runs/20260102-030405-a1b2c3")
+_PROGRAM = re.compile(r"^```python\n((?:import|from) .*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory with the text and the earlier run that the documents speak of."""
+    """A directory with the text that the documents speak of."""
     (tmp_path / "notes.txt").write_text("Many hands raise a barn in a day. " * 400)
-    (tmp_path / EARLIER).parent.mkdir(parents=True)
-    save(RunConfig(model=ModelConfig(), round=RoundConfig(rounds=3)), tmp_path / EARLIER)
     return tmp_path
 
 
-def run(command: str, place: Path) -> str:
-    """Run a documented command with this interpreter's package; return what it printed."""
+@contextmanager
+def started(command: str, place: Path, settings: Mapping[str, int] = SMALL) -> Iterator[subprocess.Popen[str]]:
+    """Start a documented command with this interpreter's package, and see to it that it ends."""
     words = shlex.split(command)
     split = words.index(".venv/bin/barnraise")
-    small = {f"BARNRAISE_RUN_{key}": str(value) for key, value in SMALL.items()}
-    environment = {**os.environ, **small, **dict(word.split("=", 1) for word in words[:split])}
-    done = subprocess.run(
+    run = {f"BARNRAISE_RUN_{key}": str(value) for key, value in settings.items()}
+    environment = {**surroundings(place), **run, **dict(word.split("=", 1) for word in words[:split])}
+    process = subprocess.Popen(
         [sys.executable, "-P", "-m", "barnraise", *words[split + 1 :]],
         cwd=place,
         env=environment,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if "--json" not in words else None,
         text=True,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+    try:
+        yield process
+    finally:
+        process.kill()  # the peers notice, and leave
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def surroundings(place: Path) -> dict[str, str]:
+    """Return an environment whose keys and runs are nobody else's."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "BARNRAISE_HOME": str(place / "home"), "BARNRAISE_JOIN": ""}
+
+
+def run(command: str, place: Path, settings: Mapping[str, int] = SMALL) -> str:
+    """Run a documented command to its end; return what it printed."""
+    with started(command, place, settings) as process:
+        out, _ = process.communicate()
+    assert process.returncode == 0, f"{command}\n{out[-4000:]}"
+    return out
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """Read lines until one has these words; return that line."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if words in line:
+            return line
+    raise AssertionError(f"{words!r} was never said: {''.join(lines)[-4000:]}")
+
+
+def leave(process: subprocess.Popen[str]) -> str:
+    """Press Ctrl-C; return what was printed since."""
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    return out
+
+
+@pytest.mark.parametrize("command", TRAINING)
 def test_it_trains_to_the_end(command: str, place: Path) -> None:
+    (place / EARLIER).mkdir(parents=True)
+    save(RunConfig(model=ModelConfig(), round=RoundConfig(rounds=3)), place / EARLIER / "run.toml")
     out = run(command, place)
     if command.endswith("--json"):
         last = json.loads(out.splitlines()[-1])
@@ -68,3 +145,68 @@ def test_it_trains_to_the_end(command: str, place: Path) -> None:
     if "--kill" in command:
         assert "killed peer:0" in out
         assert "peer 1 restarted its trainer" in out
+
+
+def beginning() -> str:
+    """Return the command that begins a run for others; on a machine without a network, for other terminals of it."""
+    try:
+        lan_address()
+    except ConfigError:
+        return BEGIN.removesuffix(" --listen lan")
+    return BEGIN
+
+
+def test_others_join_a_run_that_is_looked_at_paused_gone_on_with_and_taken_away(place: Path) -> None:
+    with started(beginning(), place, LONG) as train:
+        invitation = read_until(train, "barnraise join barnraise1-")
+        (made,) = (place / "runs").iterdir()
+        (place / EARLIER).symlink_to(made.name)  # the documents cannot know its name
+        assert (made / "invitation").read_text().strip() == invitation.split()[-1]
+        read_until(train, "round 1 ")
+        for command, words in LOOKING.items():
+            assert words in run(command, place), command
+        for command in JOINING:
+            with started(command, place) as newcomer:
+                read_until(newcomer, "done  5 peers")
+                assert "left after" in leave(newcomer)
+        assert "train --resume" in leave(train)
+    with started(RESUME, place) as train:
+        read_until(train, "done  4 peers")
+        assert "train --resume" in leave(train)
+    take_it_away(place)
+
+
+def take_it_away(place: Path) -> None:
+    """Run what the documents do with a model, in place of one that was trained for longer."""
+    for command, words in TAKING.items():
+        assert words in run(command, place), command
+    programs = {
+        page: _PROGRAM.findall(page.read_text()) for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    }
+    assert sum(map(len, programs.values())) >= 2
+    environment = {**surroundings(place), "HF_HUB_OFFLINE": "1"}
+    for page, program in [(page, program) for page, found in programs.items() for program in found]:
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{page}: {program}\n{done.stderr[-4000:]}"
+
+
+def test_a_run_begins_with_an_exported_model_is_profiled_and_drawn(place: Path) -> None:
+    run(f"{START.split()[0]} train --peers 1 --dir first", place, {**SMALL, **FEW})
+    run(f"{START.split()[0]} export model --from first", place)
+    out = run(CONTINUE, place, {**SMALL, **FEW})
+    assert "4 of 4 peers saw the end" in out
+    assert list((place / "curves").rglob("events.out.*"))
+    traces = sorted(file.name for file in place.glob("runs/*/peer-0/profile/*"))
+    assert traces == ["round-0001.json.gz", "round-0002.json.gz"]
+
+
+def test_a_long_lived_peer_starts_from_the_file_that_was_written(place: Path) -> None:
+    run(WRITE, place)
+    file = place / "peer.yaml"
+    text = file.read_text()
+    for theirs, ours in (("/ip4/lan/tcp/52415", "/ip4/127.0.0.1/tcp/0"), ("lan:52416", "127.0.0.1:0")):
+        assert theirs in text
+        text = text.replace(theirs, ours)  # somebody may have the ports, and this machine no network
+    file.write_text(text)
+    assert "1 of 1 peers saw the end" in run(START, place, {**SMALL, **FEW})

@@ -1,5 +1,6 @@
 """The documents keep what they promise: each command in them is run here, or by the end-to-end test that is named."""
 
+import ast
 import importlib
 import inspect
 import itertools
@@ -22,7 +23,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 RUN_THERE = "tests/e2e/test_documented_commands.py"
 """Commands that train, and so take longer than a unit test may."""
+RUN_BY = ("tests/e2e/test_examples.py", "tests/e2e/test_objects.py")
+"""What runs the examples."""
 _FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[^)]*)?\)")
 _VARIABLE = re.compile(r"[A-Z_]+=\S+")
 
@@ -46,18 +50,52 @@ def test_the_pages_have_commands() -> None:
 @pytest.mark.parametrize("command", commands())
 def test_a_documented_command_is_understood(command: str) -> None:
     words = barnraise_words(command)
-    if words is None:
+    if words is None and "examples/" in command:
+        assert_an_example_is_run(command)
+    elif words is None:
         assert_make_knows(command)
     elif not words or words[-1] in ("--help", "--version"):
         assert cli.main(words) == 0
     else:
-        assert command in (ROOT / RUN_THERE).read_text(), f"{command}: add it to {RUN_THERE}, which runs it"
+        run = literals_of(ROOT / RUN_THERE)
+        assert command in run, f"{command}: add it to {RUN_THERE}, which runs it"
+
+
+def literals_of(file: Path) -> set[str]:
+    """Return the texts that a program has in quotes: half a command is none of them."""
+    return {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+
+
+def assert_an_example_is_run(command: str) -> None:
+    program, *_, example = shlex.split(command)
+    assert program in (".venv/bin/python", ".venv/bin/torchrun"), command
+    assert (ROOT / example).is_file(), command
+    name = Path(example).stem
+    tests = set().union(*(literals_of(ROOT / test) for test in RUN_BY))
+    assert {name, f"{name}.py"} & tests, f"{command}: no test runs it"
 
 
 def assert_make_knows(command: str) -> None:
     words = shlex.split(command)
     assert words[0] == "make", f"{command}: no test knows how to check this"
     subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_in_the_pages_is_run(page: str) -> None:
+    """A block is a program, which the test of the commands runs, or lines of one example or of one such program."""
+    programs = [block for name in PAGES for block in _PYTHON.findall((ROOT / name).read_text()) if is_program(block)]
+    run = [*(file.read_text() for file in (ROOT / "examples").glob("*.py")), *programs]
+    known = [{line.strip() for line in text.splitlines()} | {"..."} for text in run]
+    for block in _PYTHON.findall((ROOT / page).read_text()):
+        compile(block, page, "exec")
+        wanted = {line.strip() for line in block.splitlines()}
+        assert any(wanted <= lines for lines in known), f"{page}: no example has these lines:\n{block}"
+
+
+def is_program(block: str) -> bool:
+    """Tell whether a block of a page stands by itself."""
+    return block.startswith(("import ", "from "))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -57,7 +57,7 @@ def train(
     Args:
         peers: How many peers to start; they are numbered from 0, the most senior.
         data: Your own text: a file, a directory, or a .jsonl file with a field "text". The last 5 % are held out.
-        preset: Size of the model: local has 0.8M parameters and suits a CPU, small 5M, medium and large want GPUs.
+        preset: Size of the model: local has 0.9M parameters and suits a CPU, small 5M, medium and large want GPUs.
         init: Begin with the model in this directory, which barnraise export wrote.
         rounds: How many rounds to train; they count from 0.
         steps: Steps that each peer takes by itself in a round.

@@ -247,14 +247,14 @@ def test_what_is_not_finite_is_named_and_not_sent(tmp_path: Path) -> None:
     assert "left" not in peer.ended, "it did not wait for the round"
 
 
-def test_a_loss_that_the_books_cannot_take_is_no_reason_to_stop(tmp_path: Path) -> None:
+def test_a_loss_is_told_as_it_is_and_one_that_is_no_number_as_nothing(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     peer = FakePeer(tmp_path, run_of(model))
     with beside(peer, model, optimizer) as swarm:
         for loss in (math.nan, 1.0, -3.0, -1.0, torch.tensor(2.0), 4.0):
             swarm.step(loss)
-    assert [done.loss for done in peer.dones] == [0.0, 0.0, 3.0]
+    assert [done.loss for done in peer.dones] == [0.0, -2.0, 3.0]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])

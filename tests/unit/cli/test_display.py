@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import pytest
 
@@ -71,12 +70,12 @@ def test_on_a_terminal_the_live_table_comes_and_goes(monkeypatch: pytest.MonkeyP
 
 def test_a_person_is_told_the_invitation_and_a_program_only_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     stream, said = io.StringIO(), list[str]()
-    PlainDisplay(stream).invite(WORD, Path("/run/invitation"))
-    TableDisplay(said.append, lambda view: None).invite(WORD, Path("/run/invitation"))
+    PlainDisplay(stream).invite(WORD, "/run/invitation")
+    TableDisplay(said.append, lambda view: None).invite(WORD, "/run/invitation")
     assert f"barnraise join {WORD}" in stream.getvalue()
     assert f"barnraise join {WORD}" in said[0]
     stream = io.StringIO()
-    JsonDisplay(stream).invite(WORD, Path("/run/invitation"))
+    JsonDisplay(stream).invite(WORD, "/run/invitation")
     told = capsys.readouterr()
     assert WORD not in stream.getvalue() + told.out + told.err
     assert "barnraise join /run/invitation" in told.err

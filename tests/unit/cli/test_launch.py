@@ -40,7 +40,7 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[tuple[int, AnyEvent]] = []
         self.notes: list[str] = []
-        self.invitations: list[tuple[str, Path]] = []
+        self.invitations: list[tuple[str, str]] = []
 
     def event(self, before: View, after: View, source: int, record: Mapping[str, Any], event: AnyEvent) -> None:
         self.events.append((source, event))
@@ -274,7 +274,9 @@ async def test_a_signal_before_all_peers_are_up_ends_it_at_once(tmp_path: Path) 
 async def test_once_all_peers_are_up_others_are_invited_by_a_file_that_nobody_else_reads(tmp_path: Path) -> None:
     asked, shown = swarm(tmp_path, "well", num_peers=3), Recorder()
     view = await raise_swarm(asked, shown)
-    ((word, file),) = shown.invitations
+    ((word, name),) = shown.invitations
+    file = asked.directory.path / "invitation"
+    assert name == str(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert file.read_text().strip() == word
     invitation = parse(word)

@@ -161,7 +161,8 @@ def test_with_json_the_peers_own_words_are_the_last(
 ) -> None:
     press_at_once(tmp_path, "heed", json=True, monkeypatch=monkeypatch)
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {event["event"] for event in events[-4:]} == {"run.left", "peer.exited"}
+    for source in (0, 1):
+        assert [event["event"] for event in events if event["source"] == source][-2:] == ["run.left", "peer.exited"]
     assert [event["rounds"] for event in events if event["event"] == "run.left"] == [2, 2]
     assert not any(event["event"] == "run.finished" for event in events)
 
