@@ -138,7 +138,7 @@ class Hasty(Member):
 
 
 def test_a_commit_without_a_decision_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("barnraise.sim.world.Member", Hasty)
+    monkeypatch.setattr("barnraise.sim.node.Member", Hasty)
     with pytest.raises(Broken, match="two values were decided"):
         world_of().run()
 

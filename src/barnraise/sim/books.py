@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from barnraise.ids import PeerId
-from barnraise.sim.world import BLOCKS, SIZE, Broken, World
+from barnraise.sim.node import BLOCKS, SIZE
+from barnraise.sim.world import Broken, World
 from barnraise.swarm import records
 from barnraise.swarm.records import LogEvent, Result
 from barnraise.swarm.slots import Segment

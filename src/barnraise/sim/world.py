@@ -12,72 +12,31 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
-import blake3
-import numpy as np
-
-from barnraise.codec.codec import Codec, codec_of
-from barnraise.codec.grid import Float32
 from barnraise.collective import exchange
 from barnraise.collective.shards import leaf
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
 from barnraise.consensus.seniority import is_quorum
-from barnraise.consensus.voting import Decision, Persisted
+from barnraise.consensus.voting import Decision
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
 from barnraise.sim.faults import Crash, Cutoff, Depart, Fault, Join, Pause, draw, draw_visits
+from barnraise.sim.node import Disk, Node, update_of, verify
 from barnraise.swarm import effects, messages
 from barnraise.swarm.adopt import adopt
 from barnraise.swarm.effects import Effect
-from barnraise.swarm.member import Member
 from barnraise.swarm.messages import Message, StateWanted
 from barnraise.swarm.round import Stepped, Trained
 from barnraise.swarm.slots import Segment
-from barnraise.swarm.state import genesis
-from barnraise.swarm.workspace import Workspace, root_of
+from barnraise.swarm.workspace import root_of
 
-SIZE = 200
-BLOCKS = ((0, 70), (70, 200))
 TICK_S = 0.25
 QUIET_S = 150.0
 """After this long without new faults, whoever can go on has done so."""
 
 
 CodecName = Literal["grid16", "int8"]
-
-
-@dataclass(kw_only=True)
-class Disk:
-    """What outlives a crash."""
-
-    ballot: Persisted | None = None
-    log: list[Decision] = field(default_factory=list)
-    theta: Float32
-    momentum: Float32
-    residual: Float32
-
-
-@dataclass(kw_only=True)
-class Node:
-    """One simulated peer."""
-
-    index: int
-    peer: PeerId
-    disk: Disk
-    member: Member
-    workspace: Workspace
-    alive: bool = True
-    life: int = 0
-    """Counts restarts: what an earlier life had scheduled is void."""
-    paused_until: float = 0.0
-    leaving_since: float | None = None
-    """It has finished its part and stays for those who are behind."""
-    performed: dict[tuple[int, str], int] = field(default_factory=dict)
-    encoded_round: int = -1
-    train_order: int = 0
-    is_hollow: bool = False
 
 
 LINGER_S = 20.0
@@ -131,7 +90,7 @@ class World:
             ),
         )
         joins = [fault for fault in faults if isinstance(fault, Join)]
-        self.nodes = [self._new_node(index) for index in range(num_peers)]
+        self.nodes = [Node.fresh(index, self.config, self.now) for index in range(num_peers)]
         self.nodes += [self._visitor(index, join) for index, join in enumerate(joins, start=num_peers)]
         for fault in faults:
             self._schedule_fault(fault)
@@ -186,50 +145,16 @@ class World:
 
     # ---- peers ------------------------------------------------------------------------------------------------
 
-    def _new_node(self, index: int) -> Node:
-        peer = PeerId(f"peer-{index}")
-        theta = np.arange(SIZE, dtype=np.float32) / np.float32(SIZE)
-        zeros = np.zeros(SIZE, np.float32)
-        disk = Disk(theta=theta, momentum=zeros, residual=zeros)
-        return Node(
-            index=index,
-            peer=peer,
-            disk=disk,
-            member=self._new_member(peer, disk),
-            workspace=_workspace(disk, codec_of(self.config)),
-        )
-
     def _visitor(self, index: int, join: Join) -> Node:
         """Return a peer that is not there yet."""
-        node = self._new_node(index)
+        node = Node.fresh(index, self.config, self.now, is_hollow=join.is_hollow)
         node.alive = False
-        node.is_hollow = join.is_hollow
-        if join.is_hollow:
-            node.disk.theta = np.zeros(SIZE, np.float32)
-            node.workspace = _workspace(node.disk, codec_of(self.config))
         return node
 
     def _arrive(self, node: Node) -> None:
         node.alive = True
-        node.member = self._new_member(node.peer, node.disk, is_hollow=node.is_hollow)
+        node.start_again(self.config, self.now)
         self._start(node)
-
-    def _new_member(self, peer: PeerId, disk: Disk, *, is_hollow: bool = False) -> Member:
-        theta0 = np.arange(SIZE, dtype=np.float32) / np.float32(SIZE)
-        state = genesis(self.config, len(BLOCKS), root_of(theta0), root_of(np.zeros(SIZE, np.float32)))
-        state = adopt(state, disk.log, _verify).state
-        return Member(
-            me=peer,
-            state=state,
-            sign=lambda context, message: _sign(peer, context, message),
-            verify=_verify,
-            now=self.now,
-            peer_timeout_s=30.0,
-            ballot=disk.ballot,
-            recent=disk.log,
-            is_fresh=not disk.log and disk.ballot is None,
-            is_hollow=is_hollow,
-        )
 
     def _start(self, node: Node) -> None:
         for other in self.nodes:
@@ -274,15 +199,14 @@ class World:
 
     def _lose_disk(self, node: Node) -> None:
         """Forget all but the keys. What nobody else has on disk is lost with it, and may be decided otherwise."""
-        node.disk = self._new_node(node.index).disk
+        node.disk, node.is_hollow = Disk.fresh(), False
         others = [other for other in self.nodes if other is not node and (other.alive or other.life < 0)]
         known = max((len(other.disk.log) for other in others), default=0)
         self.decided = {height: value for height, value in self.decided.items() if height < known}
 
     def _restart(self, node: Node) -> None:
         node.life, node.alive, node.encoded_round = -node.life, True, -1
-        node.member = self._new_member(node.peer, node.disk)
-        node.workspace = _workspace(node.disk, codec_of(self.config))
+        node.start_again(self.config, self.now)
         self._start(node)
 
     # ---- time and the network ---------------------------------------------------------------------------------
@@ -421,7 +345,7 @@ class World:
         if node.life != life or node.train_order != order or not node.alive:
             return
         asked = sum(segment.count for segment in slot)
-        update = _update(node.workspace.theta, slot)
+        update = update_of(node.workspace.theta, slot)
         num_shards = node.member.work.plan.num_shards
         leaves = node.workspace.encode(update, node.member.state.exponents, num_shards)
         node.encoded_round = round_
@@ -528,7 +452,7 @@ class World:
         def arrives() -> list[Effect]:
             if to.member.state.height != height:
                 return to.member.catch_up_failed(self.now)
-            adopted = adopt(to.member.state, log, _verify)
+            adopted = adopt(to.member.state, log, verify)
             if root_of(theta) != adopted.state.theta_root:
                 return to.member.catch_up_failed(self.now)
             residual = to.workspace.residual_behind(any(cut.has(to.peer) for cut in adopted.cuts))
@@ -567,23 +491,3 @@ def simulate(
     except Broken as error:
         raise Broken(f"seed {seed}: {error}; faults {faults}") from error
     return world
-
-
-def _workspace(disk: Disk, codec: Codec) -> Workspace:
-    return Workspace(BLOCKS, disk.theta, disk.momentum, disk.residual, codec=codec)
-
-
-def _update(theta: Float32, slot: Sequence[Segment]) -> Float32:
-    """Return a pseudo-gradient: towards zero, and a part that depends on the samples."""
-    seed = b"".join(segment.first.to_bytes(8, "little") for segment in slot)
-    noise = np.frombuffer(blake3.blake3(seed).digest(length=SIZE), np.int8).astype(np.float32)
-    return np.asarray(theta * np.float32(0.1) + noise * np.float32(1e-4), np.float32)
-
-
-def _sign(peer: PeerId, context: str, message: bytes) -> bytes:
-    """Return an ideal signature: in this world nobody forges."""
-    return blake3.blake3(f"{peer}|{context}|".encode() + message).digest()
-
-
-def _verify(peer: PeerId, context: str, message: bytes, signature: bytes) -> bool:
-    return signature == _sign(peer, context, message)

@@ -12,7 +12,8 @@ from barnraise.api.coordinator import Coordinator
 from barnraise.codec.grid import Float32
 from barnraise.config import DataConfig, InnerConfig, RoundConfig, RunConfig
 from barnraise.errors import ConfigError
-from barnraise.sim.world import BLOCKS, SIZE, World, _update
+from barnraise.sim.node import BLOCKS, SIZE, update_of
+from barnraise.sim.world import World
 from barnraise.swarm import records
 from barnraise.swarm.slots import Segment
 from barnraise.swarm.state import apply, genesis
@@ -36,7 +37,9 @@ def updates_of(
 ) -> dict[str, tuple[Float32, int]]:
     """Train as the simulated world does."""
     slots = dict(coordinator.schedule_round().slots) if slots is None else slots
-    return {peer: (_update(coordinator.theta, slot), sum(part.count for part in slot)) for peer, slot in slots.items()}
+    return {
+        peer: (update_of(coordinator.theta, slot), sum(part.count for part in slot)) for peer, slot in slots.items()
+    }
 
 
 @pytest.mark.parametrize("codec", ["grid16", "int8"])
