@@ -3,7 +3,7 @@
 Simulated: K workers in one process, one after the other, with the library's own parts. METHODOLOGY.md says what the
 cells are and what is counted. Some 20 minutes of one core for each seed; `--short` runs two seeds instead of three.
 
-    python bench/learning.py --json learning.json --plot docs/learning.svg
+    python bench/learning.py --json learning.json --plot docs/images/learning.svg
     python bench/learning.py --short round.codec=grid16 outer.momentum=0.5
 """
 

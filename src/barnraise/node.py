@@ -187,7 +187,7 @@ async def _assemble(
 ) -> Driver:
     """Bring a fresh or interrupted peer to where its disk says it was."""
     blobs = Blobs(config.data_dir / "blobs")
-    is_fresh = store.founding() is None
+    is_fresh = store.ballot() is None  # it may have founded the run, or fetched its log, and died before it voted again
     trainer_up = await _trainer_up(trainer, events)
     founding = await _founding(run, config, trainer_up.hello, store, blobs, trainer, events)
     size = founding.blocks[-1][1]

@@ -155,8 +155,14 @@ class TrainerProcess(TrainerLink):
         return process.returncode or 0
 
     async def _serve(self, listener: trio.socket.SocketType, died: int | None) -> None:
-        with trio.fail_after(CONNECT_DEADLINE_S):
-            connection, _ = await listener.accept()
+        try:
+            with trio.fail_after(CONNECT_DEADLINE_S):
+                connection, _ = await listener.accept()
+        except trio.TooSlowError:
+            raise LocalError(
+                f"the trainer has not come to its socket within {CONNECT_DEADLINE_S:.0f} s. Its last words, from "
+                f"{self._log_file}: {self._last_words()}"
+            ) from None
         async with trio.SocketStream(connection) as stream:
             if not await self._greet(stream, died):
                 await trio.sleep_forever()  # it died at once; its exit status is next

@@ -24,7 +24,16 @@ from barnraise.errors import LocalError, PeerError, Unavailable
 from barnraise.ids import Digest, PeerId
 from barnraise.link.messages import Begin, Done, Failed, Finished, Initialised, Progress, Segment
 from barnraise.link.process import TrainerEvent, TrainerGone, TrainerLink, TrainerUp
-from barnraise.net.seam import Bulk, Network, NetworkEvent, PeerDown, PeerUp, Received, Refused
+from barnraise.net.seam import (
+    MAX_MESSAGE_BYTES,
+    Bulk,
+    Network,
+    NetworkEvent,
+    PeerDown,
+    PeerUp,
+    Received,
+    Refused,
+)
 from barnraise.observe.events import EventLog
 from barnraise.observe.status import STATUS_FILE, Status, StatusFile
 from barnraise.peer.archive import Archive
@@ -271,6 +280,8 @@ class Driver:
 
     async def _send(self, to: PeerId, data: bytes) -> None:
         """Send, or not: whoever is gone or takes nothing is told again later, and keeps nobody waiting meanwhile."""
+        if len(data) > MAX_MESSAGE_BYTES:
+            return  # a decision with the votes of some twenty members: who lacks it fetches the state
         with contextlib.suppress(Unavailable), trio.move_on_after(SEND_PATIENCE_S):
             await self._network.send(to, data)
 
@@ -339,7 +350,12 @@ class Driver:
             leaves=leaves,
         )
         residual = self._workspace.residual_after
-        await self._post(functools.partial(self._member.trained, trained=trained))
+
+        def report(now: float) -> list[Effect]:
+            # A regroup gives the same round other samples: what was trained before it is not what is asked for.
+            return self._member.trained(now, trained) if done.order == self._order else []
+
+        await self._post(report)
         if residual is not None:
             await self._archive.write_residual(residual)
 

@@ -1,9 +1,12 @@
 """Learning a run's configuration from one of its peers; whoever joins knows its hash, so nobody needs to be believed."""
 
+import contextlib
+from dataclasses import replace
+
 import msgspec
 import trio
 
-from barnraise.config import RunConfig, parse_run_config
+from barnraise.config import DataConfig, RunConfig, parse_run_config
 from barnraise.errors import ConfigError, PeerError, Unavailable
 from barnraise.ids import PeerId, RunId, short
 from barnraise.net.seam import Network, NetworkEvent, PeerUp, Received
@@ -39,7 +42,8 @@ async def enrol(
 async def _heard(network: Network, run: RunId, event: NetworkEvent, events: EventLog) -> RunConfig | None:
     """Return the run's configuration, if an event brings it."""
     if isinstance(event, PeerUp):
-        await network.send(event.peer, messages.encode(GenesisWanted()))
+        with contextlib.suppress(Unavailable):  # it is gone again; when it is back it is asked again
+            await network.send(event.peer, messages.encode(GenesisWanted()))
     if not isinstance(event, Received):
         return None
     try:
@@ -62,4 +66,6 @@ def _checked(sender: PeerId, run: RunId, message: Genesis) -> RunConfig:
         raise PeerError(sender, str(error), message.config.encode()) from error
     if config.run_id != run:
         raise PeerError(sender, f"sent the configuration of run {config.run_id.hex()[:12]}", message.config.encode())
-    return config
+    # The hash covers no paths: those are this machine's, and not for a peer to say.
+    data = replace(config.data, source=DataConfig().source)
+    return replace(config, data=data, model=replace(config.model, source=""))

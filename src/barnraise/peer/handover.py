@@ -171,6 +171,8 @@ class Taker:
             self._keys.add(voter)
         if opened.height != taken.state.height:
             raise LocalError(f"it goes on at height {opened.height} and we are at {taken.state.height}")
+        if not opened.decisions and fetched.tensors is None:
+            raise LocalError("it sent a piece of its log without an entry, which could go on for ever")
         adopted = adopt(taken.state, opened.decisions, self._keys.verify)
         taken.state = adopted.state
         taken.log += opened.decisions

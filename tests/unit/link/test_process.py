@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from barnraise.errors import LocalError
-from barnraise.link import messages
+from barnraise.link import messages, process
 from barnraise.link.messages import Begin, Done, Finished, Hello, Initialise, Initialised, Leave, Progress, Segment
 from barnraise.link.process import MAX_DEATHS, ExternalTrainer, TrainerGone, TrainerLink, TrainerProcess, TrainerUp
 
@@ -191,6 +191,14 @@ async def test_a_trainer_that_dies_before_hello_ends_it_too(tmp_path: Path) -> N
     (tmp_path / "broken.py").write_text("raise SystemExit('no such device')")
     trainer = TrainerProcess([sys.executable, str(tmp_path / "broken.py")], tmp_path / "trainer.log")
     assert "no such device" in str(await failure_of(trainer))
+
+
+async def test_a_trainer_that_never_comes_ends_it_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "CONNECT_DEADLINE_S", 0.3)
+    monkeypatch.setattr(process, "LEAVE_DEADLINE_S", 0.1)
+    (tmp_path / "stuck.py").write_text("import signal\nsignal.pause()")
+    trainer = TrainerProcess([sys.executable, str(tmp_path / "stuck.py")], tmp_path / "trainer.log")
+    assert "has not come to its socket" in str(await failure_of(trainer))
 
 
 @pytest.mark.parametrize(

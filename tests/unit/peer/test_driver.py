@@ -19,6 +19,7 @@ import trio.testing
 
 from barnraise.codec.codec import codec_of
 from barnraise.config import InnerConfig, PeerConfig, RoundConfig, RunConfig
+from barnraise.consensus.voting import Decision, decided_message
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
 from barnraise.errors import PeerError
@@ -30,7 +31,7 @@ from barnraise.net.memory import MemoryMedium, open_medium
 from barnraise.observe.events import EventLog
 from barnraise.peer.driver import Driver
 from barnraise.peer.keyring import Hello, Keyring, read_hello
-from barnraise.swarm import records
+from barnraise.swarm import messages, records
 from barnraise.swarm.member import Member
 from barnraise.swarm.state import genesis
 from barnraise.swarm.workspace import Workspace, root_of
@@ -197,6 +198,19 @@ async def test_garbage_is_refused_by_name_and_changes_nothing(tmp_path: Path, ga
             await peer.saw("run.finished")
     assert len({peer.theta() for peer in peers}) == 1
     assert len(receiver.events("peer.refused")) == 1
+
+
+async def test_a_decision_with_too_many_votes_for_a_message_does_not_end_the_peer(tmp_path: Path) -> None:
+    """From some 34 members on a quorum's votes are more than a control message holds."""
+    votes = tuple((f"{number:052}", bytes(3373)) for number in range(19))
+    async with swarm(tmp_path, rounds=1) as (peers, _, _):
+        asking, asked = peers[0], peers[1]
+        await asked.saw("peer.joined", lambda event: event["other"] == asking.id)
+        asked.member._mailbox._recent[0] = decided_message(0, Decision(value=bytes(5000), view=0, votes=votes))
+        await asking.network.send(asked.id, messages.encode(messages.Want(height=0, round=0, commitments=())))
+        for peer in peers:
+            await peer.saw("run.finished")
+    assert len({peer.theta() for peer in peers}) == 1
 
 
 async def test_who_introduces_itself_badly_is_refused_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -111,3 +111,26 @@ async def test_nobody_at_all_is_waited_for_no_longer(tmp_path: Path, autojump_cl
     async with joining(tmp_path) as network:
         with pytest.raises(Unavailable):
             await enrol(network, CONFIG.run_id, DEADLINE_S, EventLog(tmp_path / "events"))
+
+
+async def test_a_peer_may_not_say_where_this_machine_keeps_its_files(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """No path is hashed, so whoever sends the configuration could put in its own."""
+    theirs = replace(
+        CONFIG, data=replace(CONFIG.data, source="/dev/zero"), model=replace(CONFIG.model, source="/somewhere")
+    )
+    assert theirs.run_id == CONFIG.run_id
+    config, _ = await enrolled(tmp_path, [Genesis(config=to_toml(theirs))])
+    assert config == CONFIG
+
+
+async def test_a_peer_that_is_gone_again_before_it_is_asked_does_not_end_the_search(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with joining(tmp_path, [GOOD], [GOOD]) as network:
+        await trio.sleep(1.0)
+        assert len(network._links) == 2
+        network._links[PeerId("peer-1")].close("cut")
+        await trio.sleep(0.01)
+        assert PeerId("peer-1") not in network._links  # and its `PeerUp` is still unread
+        config, _ = await enrol(network, CONFIG.run_id, DEADLINE_S, EventLog(tmp_path / "events"))
+    assert config == CONFIG

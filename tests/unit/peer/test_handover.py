@@ -324,6 +324,7 @@ def forged(height: int) -> list[Decision]:
         pytest.param(piece_of(LOG[:5]), "tensors are not those", id="tensors beyond the log"),
         pytest.param(piece_of(LOG[:1], tensors=(theta_after(0), ZEROS)), "leads to no checkpoint", id="only a cut"),
         pytest.param(piece_of([], tensors=(theta_after(0), ZEROS)), "leads to no checkpoint", id="nothing new"),
+        pytest.param(piece_of([], tensors=None), "without an entry", id="a piece of nothing, before the next"),
         pytest.param(
             piece_of([decision_of(entry_of(log_of(1)[1]), 0)]), "entry|cannot come|does not follow", id="a result first"
         ),
