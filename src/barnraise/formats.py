@@ -108,8 +108,9 @@ def _from_yaml(text: str, path: Path) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+            keys = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
+            seen: set[str] = set()
+            twice = next((key for key in keys if key in seen or seen.add(key)), None)  # type: ignore[func-returns-value]
             if twice is not None:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {twice!r} is there twice", node.start_mark

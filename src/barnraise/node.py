@@ -196,13 +196,16 @@ async def _assemble(
     state = genesis(run, len(founding.blocks), founding.theta, root_of(zeros))
     log = store.log()
     state = adopt(state, log, lambda *vote: True).state  # our own disk: these votes were checked when they came
-    residual = store.residual()
-    is_hollow = not blobs.path(state.theta_root).exists()
+    theta = blobs.find(state.theta_root)
+    momentum = blobs.find(state.momentum_root) if state.round else zeros
+    is_hollow = theta is None or momentum is None  # fetched from somebody who has them; what rounding left is lost
+    named = store.residual()
+    residual = blobs.find(named) if named else None
     workspace = Workspace(
         founding.blocks,
-        theta=zeros if is_hollow else blobs.get(state.theta_root),
-        momentum=blobs.get(state.momentum_root) if state.round else zeros,
-        residual=blobs.get(residual) if residual else zeros.copy(),
+        theta=zeros if theta is None else theta,
+        momentum=zeros if momentum is None else momentum,
+        residual=zeros.copy() if residual is None else residual,
         codec=codec_of(run),
         num_parameters=sum(math.prod(tensor.shape) for tensor in trainer_up.hello.layout if not tensor.is_buffer),
     )

@@ -4,6 +4,7 @@ A crash of the process loses nothing that was written; after a power cut a file 
 away when it is read.
 """
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class Blobs:
         try:
             with partial.open("wb") as file:
                 file.write(as_bytes(vector))
+                file.flush()
+                os.fsync(file.fileno())  # the log, which names it, is synced as well: they survive the same power cut
             partial.replace(final)
         except OSError:
             partial.unlink(missing_ok=True)
@@ -59,6 +62,14 @@ class Blobs:
         if root_of(vector) != name:
             raise LocalError(f"{self.path(name)}: the file is damaged; delete the peer's data and let it catch up")
         return vector
+
+    def find(self, name: Digest) -> Float32 | None:
+        """Return a vector, or None where it is missing or damaged; what is damaged is removed, to be fetched again."""
+        try:
+            return self.get(name)
+        except LocalError:
+            self.path(name).unlink(missing_ok=True)
+            return None
 
     def keep(self, names: Collection[Digest]) -> None:
         """Delete every vector but these."""

@@ -141,6 +141,12 @@ class Courier:
         """Tell whether the donor's state has begun to arrive."""
         return self._incoming is not None
 
+    @property
+    def state_bytes(self) -> int:
+        """Return the size of the piece that is being received, or 0."""
+        incoming = self._incoming
+        return len(incoming[1]) if incoming else 0
+
     def sink(self, sender: PeerId, data: bytes, size: int) -> memoryview | None:
         """Say where a payload goes; None refuses it."""
         header = self._read(data)

@@ -34,7 +34,13 @@ ANSWER_S: Final = 5.0
 SETTLING_S: Final = 0.02
 """Between two looks at whether what was agreed last is on disk."""
 PIECE_DEADLINE_S: Final = 60.0
-"""For one piece, sent and checked."""
+"""For one piece, sent and checked, ..."""
+SLOWEST_BYTES_PER_S: Final = 1_000_000
+"""... and for the tensors as long again as a link of 8 Mbit/s needs."""
+MAX_GIVEN_AT_ONCE: Final = 2
+"""Peers that the state is sent to at the same time; others wait, and ask somebody else meanwhile."""
+MAX_PIECE_BYTES: Final = 16 * 1024 * 1024
+"""A piece is cut short here, well below what a receiver takes: hundreds of members' votes are long."""
 
 
 class Giver:
@@ -44,6 +50,7 @@ class Giver:
         self._member, self._workspace, self._archive = member, workspace, archive
         self._keys, self._courier = keys, courier
         self._serving: set[PeerId] = set()
+        self._places = trio.CapacityLimiter(MAX_GIVEN_AT_ONCE)
 
     async def give(self, bulk: Bulk, asked: SendState) -> None:
         """Send what was asked for, as far as it is on disk now."""
@@ -51,8 +58,9 @@ class Giver:
             return
         self._serving.add(asked.to)
         try:
-            with contextlib.suppress(Unavailable):
-                await self._give(bulk, asked)
+            async with self._places:
+                with contextlib.suppress(Unavailable):
+                    await self._give(bulk, asked)
         finally:
             self._serving.discard(asked.to)
 
@@ -66,14 +74,16 @@ class Giver:
             log = await self._archive.on_log(self._archive.store.log, first, count)
             if len(log) < count:
                 return  # the newest entries never came to disk; it asks again
-            is_last = first + count == end
-            with trio.move_on_after(PIECE_DEADLINE_S) as patience:
+            log = _cut_short(log)
+            is_last = first + len(log) == end
+            size = sum(tensor.nbytes for tensor in tensors) if is_last else 0
+            with trio.move_on_after(PIECE_DEADLINE_S + size / SLOWEST_BYTES_PER_S) as patience:
                 await self._courier.push_state(
                     bulk, asked.to, first, log, self._voters(log), tensors if is_last else None
                 )
             if is_last or patience.cancelled_caught:
                 return
-            first += count
+            first += len(log)
 
     async def _settled(self, asked: SendState) -> tuple[int, tuple[Float32, Float32]] | None:
         """Return the height of our state and its tensors, once all of it is on disk; None: there is nothing to give.
@@ -147,7 +157,7 @@ class Taker:
         has_begun = self._courier.is_receiving_state or self._pieces > 0
         while self._is_at(asked) and has_begun:
             seen = self._pieces
-            await trio.sleep(PIECE_DEADLINE_S)
+            await trio.sleep(PIECE_DEADLINE_S + self._courier.state_bytes / SLOWEST_BYTES_PER_S)
             has_begun = self._pieces > seen
         return self._is_at(asked)
 
@@ -213,3 +223,15 @@ class Taker:
     @property
     def _pieces(self) -> int:
         return self._taken.pieces if self._taken else 0
+
+
+def _cut_short(log: Sequence[Decision]) -> list[Decision]:
+    """Return as many of the first entries as make up a piece, at least one."""
+    size = 0
+    piece: list[Decision] = []
+    for decision in log:
+        size += len(decision.value) + sum(len(voter) + len(signature) for voter, signature in decision.votes)
+        if piece and size > MAX_PIECE_BYTES:
+            break
+        piece.append(decision)
+    return piece

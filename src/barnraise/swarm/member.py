@@ -305,7 +305,8 @@ class Member:
         if self.phase is Phase.OVER and message.height >= self.state.height:
             return []
         if message.height > self.state.height:
-            self._mailbox.keep(sender, message)
+            if sender in self.state.peers:  # who has joined since says it again
+                self._mailbox.keep(sender, message)
             return []
         if message.height < self.state.height:
             decided = self._mailbox.decided(message.height)

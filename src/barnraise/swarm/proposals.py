@@ -1,5 +1,6 @@
 """What the leader of a view may propose next, and what the others may approve; pure functions of what is known."""
 
+from collections.abc import Collection
 from typing import assert_never
 
 from barnraise.ids import PeerId
@@ -95,8 +96,19 @@ def _membership_changes(
         if member.peer not in contributed
         and (member.peer in down or (member.counts_from <= state.round and member.missed + 1 >= patience))
     }
-    joined = presence.newcomers(state.peers, state.height, now)
     leavers = presence.leavers(state.peers) | ({presence.me} if is_leaving else set())
-    if joined or set(state.peers) - gone - leavers:
+    staying = set(state.peers) - gone - leavers
+    joined = presence.newcomers(state.peers, state.height, now)[: _room(staying - down)]
+    if joined or staying:
         gone |= leavers
     return joined, tuple(sorted(gone))
+
+
+def _room(staying: Collection[PeerId]) -> int | None:
+    """Return how many may come in at once; None: as many as there are.
+
+    1. two members let in three newcomers;  2. the three die together;  3. two of five decide nothing, for ever.
+    So no more come in than can be done without; the others follow a round later. A member that is alone takes all it
+    can get: beside one other it could not be done without itself.
+    """
+    return len(staying) if len(staying) > 1 else None

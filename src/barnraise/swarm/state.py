@@ -163,10 +163,15 @@ def check_follows(state: State, event: LogEvent) -> None:
             raise LocalError("a cut names a contributor that is not a member, or none at all")
         if len({c.member for c in event.contributions}) < len(event.contributions):
             raise LocalError("a cut names a contributor twice")
-    elif isinstance(event, Regroup):
+        return
+    if isinstance(event, Regroup | Result):
         if not (set(state.peers) - set(event.left)) | set(event.joined):
             raise LocalError("nobody would be left")
-    elif state.cut is not None and event.cut != records.digest(records.encode(state.cut)):
+        if len(set(event.joined)) < len(event.joined):
+            raise LocalError("somebody joins twice")
+    if isinstance(event, Regroup):
+        return
+    if state.cut is not None and event.cut != records.digest(records.encode(state.cut)):
         raise LocalError("the result is for another cut")
 
 
@@ -214,7 +219,10 @@ def _used(state: State, cut: Cut) -> dict[str, int]:
 
 
 def _regrouped(state: State, event: Regroup) -> State:
-    """Begin the round anew with other members, all of whom count."""
+    """Begin the round anew with other members, all of whom count.
+
+    The attempt goes on counting: what is still under way for an older one must not be taken for this one's.
+    """
     stayed = [
         replace(member, counts_from=min(member.counts_from, state.round))
         for member in state.members
@@ -225,7 +233,9 @@ def _regrouped(state: State, event: Regroup) -> State:
         for peer in sorted(event.joined)
         if peer not in state.peers
     ]
-    return replace(state, epoch=state.epoch + 1, attempt=0, without=frozenset(), members=tuple(stayed + joined))
+    return replace(
+        state, epoch=state.epoch + 1, attempt=state.attempt + 1, without=frozenset(), members=tuple(stayed + joined)
+    )
 
 
 def _members_after(state: State, cut: Cut, event: Result) -> tuple[Member, ...]:

@@ -92,3 +92,14 @@ def test_a_full_disk_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], check=False)
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_torn_is_found_missing_and_can_be_written_again(blobs: Blobs) -> None:
+    name = blobs.put(VECTOR)
+    blobs.path(name).write_bytes(bytes(100))
+    assert blobs.find(name) is None
+    assert not blobs.path(name).exists()
+    blobs.put(VECTOR, name)
+    found = blobs.find(name)
+    assert found is not None
+    assert np.array_equal(found, VECTOR)

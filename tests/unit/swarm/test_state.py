@@ -331,7 +331,9 @@ def test_a_regroup_begins_the_round_anew_with_members_who_all_count_at_once() ->
     assert anew.peers == (EVERYBODY[4], EVERYBODY[3], EVERYBODY[5])
     assert anew.counting == anew.peers
     assert set(plan(anew).slots) == set(anew.peers)
-    assert (anew.epoch, anew.round, anew.attempt, anew.height) == (2, 1, 0, 3)
+    assert (anew.epoch, anew.round, anew.attempt, anew.height) == (2, 1, 1, 3), (
+        "what is late for the old attempt is none of the new one's"
+    )
     assert (anew.cursor, anew.requeued, anew.vertex) == (state.cursor, state.requeued, state.vertex)
     assert [member.joined_epoch for member in anew.members] == [1, 2, 2]
 
@@ -340,13 +342,19 @@ def test_a_regroup_forgets_whom_the_round_no_longer_waits_for() -> None:
     state = after("cut")
     state = apply(state, void_of(state, [EVERYBODY[2]]))
     state = apply(state, regroup_of(state, left=[EVERYBODY[0]]))
-    assert (state.attempt, state.without) == (0, frozenset())
+    assert (state.attempt, state.without) == (2, frozenset())
     assert apply(state, cut_of(state, EVERYBODY[1:3])).cut is not None
 
 
 def test_who_is_a_member_already_does_not_join_twice() -> None:
     state = first_state()
     assert apply(state, regroup_of(state, joined=[EVERYBODY[1]])).peers == EVERYBODY[:3]
+
+
+def test_an_entry_that_names_a_newcomer_twice_is_refused() -> None:
+    state = first_state()
+    with pytest.raises(LocalError, match="twice"):
+        apply(state, regroup_of(state, joined=[EVERYBODY[4], EVERYBODY[4]]))
 
 
 def test_a_regroup_that_leaves_nobody_is_refused() -> None:
