@@ -70,7 +70,8 @@ def test_a_swarm_outlives_a_peer_and_a_trainer(tmp_path: Path) -> None:
     assert not processes_of(directory)
 
 
-async def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_signals", [1, 2], ids=["once: the round is finished", "twice: at once"])
+async def test_ctrl_c_ends_every_process(tmp_path: Path, num_signals: int) -> None:
     directory = tmp_path / "run"
     command = [*TRAIN, "--peers", "2", "--rounds", "1000", "--dir", str(directory)]
     process = await trio.lowlevel.open_process(
@@ -86,12 +87,15 @@ async def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drain, process.stdout)
-            said = b""
+            said, num_sent = b"", 1
             async for chunk in process.stderr:
                 said += chunk
-        assert await process.wait() == 1
-        assert said.decode().startswith("barnraise: leaving")
-        assert "barnraise: stopped." in said.decode()
+                if num_sent < num_signals and b"finishing the round" in said:
+                    process.send_signal(signal.SIGINT)
+                    num_sent += 1
+        assert await process.wait() == num_signals - 1
+        assert "barnraise: finishing the round" in said.decode()
+        assert ("barnraise: stopped." in said.decode()) is (num_signals == 2)
         assert b"Traceback" not in said
         assert not processes_of(directory)
     finally:
@@ -168,7 +172,7 @@ async def test_a_directory_of_another_run(tmp_path: Path) -> None:
         Store(swarm.directory.home(0) / "log.sqlite", swarm.directory.config.run_id).close()
         await swarm.peers[0].start()
         await swarm.peers[0].committed(0)
-        told(await trio.to_thread.run_sync(node, swarm), 2, "log.sqlite", "Is another peer running in this directory?")
+        told(await trio.to_thread.run_sync(node, swarm), 2, "is in use. Is another peer running in this directory?")
         await swarm.leave()
         save(replace(swarm.directory.config, seed=99), swarm.directory.run_file)
         told(await trio.to_thread.run_sync(node, swarm), 2, "log.sqlite", "Name another data directory")
