@@ -10,6 +10,8 @@
 A message names the value, the limit and the next step.
 """
 
+from collections.abc import Iterator
+
 from barnraise.ids import PeerId
 
 
@@ -48,3 +50,12 @@ class Aborted(BarnraiseError):
     """The run ended because too few members were left to agree."""
 
     exit_code = 4
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Return what a task group's error is made of, however deeply it is nested."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from leaves(part)
+    else:
+        yield error

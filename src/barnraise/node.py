@@ -31,7 +31,7 @@ from barnraise.codec.codec import codec_of
 from barnraise.config import PeerConfig, RunConfig, load_peer_config, load_run_config, parse_run_id, save
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Founding, Store
-from barnraise.errors import BarnraiseError, ConfigError, LocalError, Unavailable
+from barnraise.errors import BarnraiseError, ConfigError, LocalError, Unavailable, leaves
 from barnraise.identity import ClusterKey, Identity
 from barnraise.ids import Digest, RunId
 from barnraise.link.messages import Hello as TrainerHello
@@ -405,11 +405,7 @@ def _log_to_stderr(level: str) -> None:
 
 def _known_causes(error: BaseException) -> Iterator[BarnraiseError | OSError | sqlite3.Error]:
     """Return the errors that a user can do something about, from within trio's groups."""
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            yield from _known_causes(part)
-    elif isinstance(error, BarnraiseError | OSError | sqlite3.Error):
-        yield error
+    return (leaf for leaf in leaves(error) if isinstance(leaf, BarnraiseError | OSError | sqlite3.Error))
 
 
 if __name__ == "__main__":

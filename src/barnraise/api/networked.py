@@ -4,7 +4,7 @@ import atexit
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,7 +18,7 @@ import trio
 from barnraise.api.backend import Operation, Vector
 from barnraise.api.mesh import Mesh
 from barnraise.api.roster import DiscoveredRoster, Roster, StaticRoster
-from barnraise.errors import BarnraiseError, ConfigError, LocalError, Unavailable
+from barnraise.errors import BarnraiseError, ConfigError, LocalError, Unavailable, leaves
 from barnraise.identity import ClusterKey, Identity
 from barnraise.ids import PeerId, RunId
 from barnraise.net.addresses import LAN, lan_address
@@ -311,15 +311,7 @@ def _keep_stdout_clean() -> None:
 
 def _cause(error: BaseException) -> BaseException:
     """Return the error that a user can do something about, from within trio's groups."""
-    for found in _leaves(error):
+    for found in leaves(error):
         if isinstance(found, BarnraiseError):
             return found
     return LocalError(f"the network's thread ended: {error!r}")
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            yield from _leaves(part)
-    else:
-        yield error

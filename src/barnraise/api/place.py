@@ -12,8 +12,6 @@ from typing import Any, Final
 
 from barnraise.config import PeerConfig, RunConfig, load_peer_config, load_run_config, run_config, save
 from barnraise.errors import ConfigError
-from barnraise.identity import ClusterKey, Identity
-from barnraise.ids import short
 from barnraise.runs import directory as rundir
 from barnraise.runs import invitation
 
@@ -96,21 +94,8 @@ def join(text: str, *, path: Path | None, now: datetime) -> Place:
     Raises:
         ConfigError: it is no invitation, or the directory cannot be made.
     """
-    word = invitation.parse(text)
-    name = f"{now:%Y%m%d-%H%M%S}-{short(word.run)[:6]}"
-    path = (path or _free(rundir.DEFAULT_PARENT / name)).absolute()
-    home = path / "peer-0"
-    try:
-        home.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{home}: cannot be made ({error.strerror}). Name another directory.") from error
-    Identity.create(home / rundir.IDENTITY_FILE)
-    key_file = path / rundir.CLUSTER_KEY_FILE
-    ClusterKey.keep(word.secret, key_file)
-    settings = PeerConfig(
-        data_dir=home, cluster_key_file=key_file, run_id=word.run.hex(), bootstrap=word.addresses, threads=1
-    )
-    return Place(path=path, run_file=path / rundir.RUN_FILE, settings=settings, founded=False)
+    made = rundir.join(invitation.parse(text), path, now)
+    return Place(path=made.path, run_file=made.run_file, settings=made.peer_config(0), founded=False)
 
 
 def find(path: Path) -> Place | None:
@@ -146,15 +131,6 @@ def _laid_over(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
         nested = isinstance(value, Mapping) and isinstance(below, Mapping)
         merged[key] = _laid_over(below, value) if nested else value  # type: ignore[arg-type]  # `nested` says so
     return merged
-
-
-def _free(path: Path) -> Path:
-    """Return ``path``, or it with the first number behind it that is not taken: several may join in one second."""
-    found, number = path, 1
-    while found.exists():
-        number += 1
-        found = path.with_name(f"{path.name}-{number}")
-    return found
 
 
 def with_settings(place: Place, **changes: Any) -> Place:

@@ -1,7 +1,8 @@
 """Conducts this machine's part of a run, from its first process to its last words on stdout; for the verbs that train."""
 
+import contextlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import trio
 
@@ -9,6 +10,7 @@ from barnraise.cli import summary
 from barnraise.cli.display import Display, display
 from barnraise.cli.launch import Swarm, raise_swarm
 from barnraise.config import flatten
+from barnraise.errors import BarnraiseError
 from barnraise.observe import writers
 from barnraise.observe.view import View
 
@@ -30,6 +32,17 @@ def conduct(swarm: Swarm, *, json: bool, report_command: Sequence[str] = summary
         return
     outcome = summary.measure(view, swarm.directory, report_command)
     print(summary.json_line(outcome) if json else summary.text(outcome), flush=True)
+
+
+@contextlib.contextmanager
+def told(*, json: bool) -> Iterator[None]:
+    """Have an error be the last event as well, for a program that reads them."""
+    try:
+        yield
+    except BarnraiseError as error:
+        if json:
+            print(summary.error_line(error), flush=True)
+        raise
 
 
 def _introduce(swarm: Swarm, shown: Display) -> None:

@@ -9,11 +9,10 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from barnraise.cli import summary
-from barnraise.cli.conduct import conduct
+from barnraise.cli.conduct import conduct, told
 from barnraise.cli.launch import LogLevel, Patience, Swarm
 from barnraise.cli.train import listening
-from barnraise.errors import BarnraiseError, ConfigError, Unavailable
+from barnraise.errors import ConfigError, Unavailable
 from barnraise.runs import directory as rundir
 from barnraise.runs import invitation as invitations
 from barnraise.runs import places
@@ -60,7 +59,7 @@ def join(
     settings: dict[str, object] = {"log_level": log_level, "device": device, "threads": threads}
     if data is not None:
         settings["data"] = str(data.expanduser().resolve())
-    try:
+    with told(json=json):
         made = _place(invitation, directory, listen)
         swarm = Swarm(
             directory=made,
@@ -71,10 +70,6 @@ def join(
             wandb=wandb,
         )
         conduct(swarm, json=json)
-    except BarnraiseError as error:
-        if json:
-            print(summary.error_line(error), flush=True)
-        raise
     return 0
 
 

@@ -7,13 +7,11 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from barnraise.cli import summary
-from barnraise.cli.conduct import conduct
+from barnraise.cli.conduct import conduct, told
 from barnraise.cli.join import FOR_EVER
 from barnraise.cli.launch import LogLevel, Swarm
 from barnraise.cli.train import resolve
 from barnraise.config import BULK_PORT, CONTROL_PORT, PeerConfig, load_peer_table, parse_run_id
-from barnraise.errors import BarnraiseError
 from barnraise.identity import ClusterKey
 from barnraise.runs import directory as rundir
 from barnraise.runs import invitation as invitations
@@ -52,7 +50,7 @@ def start(
         json: Print one event a line, as JSON.
         log_level: What the peer writes to its stderr.log.
     """
-    try:
+    with told(json=json):
         peer = _peer_table(config, directory)
         made = _directory(peer, config, invitation, preset)
         kept = dataclasses.asdict(peer)
@@ -68,10 +66,6 @@ def start(
             wandb=wandb,
         )
         conduct(swarm, json=json)
-    except BarnraiseError as error:
-        if json:
-            print(summary.error_line(error), flush=True)
-        raise
     return 0
 
 

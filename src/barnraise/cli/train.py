@@ -9,11 +9,11 @@ from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
-from barnraise.cli import errand, faults, summary
-from barnraise.cli.conduct import conduct
+from barnraise.cli import errand, faults
+from barnraise.cli.conduct import conduct, told
 from barnraise.cli.launch import LogLevel, Swarm
 from barnraise.config import PRESETS, RunConfig, load_run_config, run_config
-from barnraise.errors import BarnraiseError, ConfigError
+from barnraise.errors import ConfigError
 from barnraise.net.addresses import LAN
 from barnraise.net.addresses import listening as places_of
 from barnraise.runs import directory as rundir
@@ -90,7 +90,7 @@ def train(
         "init": init,
     }
     settings = {"log_level": log_level, "device": device, "profile_rounds": profile, **listening(listen)}
-    try:
+    with told(json=json):
         if resume:
             made = _reopened(directory, flags, config)
             asked = faults.parse(kill, num_peers=len(made.peers), rounds=made.resolved().round.rounds)
@@ -107,10 +107,6 @@ def train(
             wandb=wandb,
         )
         conduct(swarm, json=json)
-    except BarnraiseError as error:
-        if json:
-            print(summary.error_line(error), flush=True)
-        raise
     return 0
 
 

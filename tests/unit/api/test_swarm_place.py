@@ -68,7 +68,7 @@ def test_who_joins_knows_the_run_by_its_invitation(tmp_path: Path, monkeypatch: 
         assert not place.run_file.exists()
         assert place.path.parent == tmp_path / "runs"
     assert first.path != second.path, "two may join in one second"
-    with pytest.raises(ConfigError, match="File exists"):
+    with pytest.raises(ConfigError, match="no run can be made there"):
         places.join(word, path=first.path, now=NOW)
 
 
