@@ -119,8 +119,8 @@ class RoundConfig:
     """A round's training ends after so long, with ``steps`` as the most; 0: always ``steps``."""
     min_peers: int = 1
     """Fewer members than this train nothing: they wait for more."""
-    codec: Literal["grid16", "int8"] = "int8"
-    """How updates travel: 2 bytes an element, or 1."""
+    codec: str = "int8"
+    """How updates travel, such as ``grid16``, ``int8``, ``int4``, ``int2``, or ``topk:0.016+int2+zstd``."""
     grid_exponent: int = 16
     """The first round's updates are rounded to multiples of 2**-grid_exponent; later rounds adapt."""
     max_missed: int = 3
@@ -197,8 +197,10 @@ class PeerConfig:
     """Attempts to reach a run before a peer that wants to join gives up."""
     profile_rounds: int = 0
     """Write a torch.profiler trace of so many rounds, from the second on."""
-    bulk_connections: int = 2
-    """Parallel connections per peer."""
+    bulk_connections: int = 0
+    """Parallel connections per peer, 1 to 8; 0: by the link's bandwidth-delay product."""
+    congestion: str = "auto"
+    """TCP congestion control of bulk connections, as the system knows it; ``auto``: bbr over long links where there is one."""
     peer_timeout_s: float = 30.0
     """A peer silent for this long counts as gone."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
