@@ -45,7 +45,7 @@ def draw(seeds: Seeds, path: Path) -> None:
         panels[0].set_ylabel("nats per byte, held-out text")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    path.write_text(_themed(buffer.getvalue()), encoding="utf-8")
+    path.write_text(themed(buffer.getvalue()), encoding="utf-8")
 
 
 def _names(seeds: Seeds) -> list[str]:
@@ -84,7 +84,8 @@ def _label(colour: str) -> dict[str, Any]:
     return {"textcoords": "offset points", "color": colour, "ha": "center", "fontsize": 9}
 
 
-def _themed(svg: str) -> str:
+def themed(svg: str) -> str:
+    """Return the drawing with ink that follows the reader's theme."""
     body = re.sub(r"\s+\n", "\n", svg.replace(INK, "var(--ink)"))
     head, end, rest = body.partition("<defs>")
     return head + _THEME + end + rest
