@@ -6,23 +6,26 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: train test check fast e2e bench docs clean
+.PHONY: train test check fast fuzz e2e bench docs clean
 .DELETE_ON_ERROR:
 
 train: $(STAMP)
 	$(BIN)/barnraise train
 
-test: check e2e
+test: check fuzz e2e
 
 check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "not e2e"
+	$(BIN)/pytest -q -n auto -m "not e2e and not fuzz"
 
 fast: $(STAMP)
-	$(BIN)/pytest -q -m "not e2e"
+	$(BIN)/pytest -q -n auto -m "not e2e and not fuzz"
+
+fuzz: $(STAMP)
+	$(BIN)/pytest -q -n auto -m fuzz
 
 e2e: $(STAMP)
 	$(BIN)/pytest -q -m e2e
@@ -36,8 +39,8 @@ docs: $(STAMP)
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py src/barnraise/codec/kernels.c
 	PYTHON="$(PYTHON)" .ci/toolchain
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev]"
 	touch $@

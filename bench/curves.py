@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from barnraise.codec.codec import codec_of
+from barnraise.codec.chain import codec_of
 from barnraise.config import RunConfig
 from barnraise.data.corpus import Corpus, load
 from barnraise.data.samples import batch
@@ -29,7 +29,7 @@ from barnraise.model.build import build
 from barnraise.model.flat import Flat, flatten
 from barnraise.model.loss import loss
 from barnraise.outer.strategy import strategy_of
-from barnraise.swarm.workspace import Workspace
+from barnraise.swarm.workspace import Part, Workspace
 from barnraise.train.evaluate import evaluate
 from barnraise.train.inner import Inner, lr_factor
 
@@ -87,7 +87,7 @@ class Peers:
     """The workers' own tensors, and what a round does with them; everything is whole and on time."""
 
     def __init__(self, config: RunConfig, flat: Flat, workers: int) -> None:
-        self.config, self.codec = config, codec_of(config)
+        self.config, self.codec = config, codec_of(config.round.codec, np.int16)
         stops = np.cumsum([int(np.prod(tensor.shape)) for tensor in flat.layout]).tolist()
         blocks = list(zip([0, *stops[:-1]], stops, strict=True))
         theta = flat.numpy()
@@ -100,11 +100,12 @@ class Peers:
         """Bring the workers' updates, theta - w, together, and step. All that differs between peers is their residual."""
         first, count = self.spaces[0], len(self.spaces)
         for space, update in zip(self.spaces, updates, strict=True):
-            space.encode(update, self.exponents, count)
+            space.encode(update, self.exponents, round_, count)
         for shard in range(count):
+            part = Part(round_, shard, count)
             for name, space in zip(self.names[1:], self.spaces[1:], strict=True):
-                first.incoming_update(name, shard, count)[:] = space.outgoing(shard, count)
-            first.aggregate(shard, count, 0, [(name, 1) for name in self.names], self.names[0])
+                first.keep_update(name, part, np.array(space.outgoing(part)))
+            first.aggregate(part, 0, [(name, 1) for name in self.names], self.names[0])
         self.exponents = first.step(0, self.exponents, self.config, round_, count).exponents
         theta, momentum = first.pending()
         for space in self.spaces:

@@ -28,8 +28,8 @@ from measure.drawing import draw
 from numpy.typing import NDArray
 from torch import Tensor
 
-from barnraise.codec.codec import codec_of
-from barnraise.codec.grid import Blocks
+from barnraise.codec.chain import codec_of
+from barnraise.codec.grid import Blocks, Bytes
 from barnraise.collective.exchange import Aggregate, Complete, Exchange, SendAggregate, SendUpdate
 from barnraise.config import RunConfig
 from barnraise.data.corpus import Corpus, load
@@ -38,7 +38,7 @@ from barnraise.ids import PeerId
 from barnraise.model.build import build
 from barnraise.model.flat import Flat, flatten
 from barnraise.model.loss import loss
-from barnraise.swarm.workspace import Workspace
+from barnraise.swarm.workspace import Part, Workspace
 from barnraise.train.evaluate import evaluate
 from barnraise.train.inner import Inner, lr_factor
 
@@ -170,7 +170,13 @@ class Peers:
         self.config = config
         self.names = tuple(PeerId(f"peer-{index}") for index in range(num_workers))
         self.workspaces = {
-            name: Workspace(blocks, theta.copy(), np.zeros_like(theta), np.zeros_like(theta), codec=codec_of(config))
+            name: Workspace(
+                blocks,
+                theta.copy(),
+                np.zeros_like(theta),
+                np.zeros_like(theta),
+                codec=codec_of(config.round.codec, np.int16),
+            )
             for name in self.names
         }
         self.exponents = (config.round.grid_exponent,) * len(blocks)
@@ -190,7 +196,7 @@ class Peers:
             RuntimeError: the peers came to different results.
         """
         for name, update in zip(self.names, updates, strict=True):
-            self.workspaces[name].encode(update, self.exponents, len(self.names))
+            self.workspaces[name].encode(update, self.exponents, self.round, len(self.names))
         self._all_to_all()
         roots = {
             workspace.step(0, self.exponents, self.config, self.round, len(self.names))
@@ -216,22 +222,23 @@ class Peers:
             mine = self.workspaces[me]
             match effect:
                 case SendUpdate(shard=shard, to=to):
-                    place = self.workspaces[to].incoming_update(me, shard, num_shards)
-                    self._send(me, mine.outgoing(shard, num_shards), place)
+                    part = Part(self.round, shard, num_shards)
+                    self.workspaces[to].keep_update(me, part, self._sent(me, mine.outgoing(part)))
                     pending.extend((to, after) for after in machines[to].update_arrived(me, shard))
                 case Aggregate(shard=shard):
-                    mine.aggregate(shard, num_shards, 0, weights, me)
+                    mine.aggregate(Part(self.round, shard, num_shards), 0, weights, me)
                     pending.extend((me, after) for after in machines[me].aggregated(shard))
                 case SendAggregate(shard=shard, to=to):
-                    place = self.workspaces[to].incoming_aggregate(0, shard, num_shards)
-                    self._send(me, mine.incoming_aggregate(0, shard, num_shards), place)
+                    part = Part(self.round, shard, num_shards)
+                    data = self._sent(me, mine.aggregated(part, 0))
+                    self.workspaces[to].keep_aggregate(part, 0, len(self.names), data)
                     machines[to].aggregate_arrived(shard)
                 case Complete():
                     pass
 
-    def _send(self, sender: PeerId, payload: memoryview, place: memoryview) -> None:
-        place[:] = payload
+    def _sent(self, sender: PeerId, payload: memoryview) -> Bytes:
         self.bytes_sent[sender] += payload.nbytes
+        return np.array(payload)
 
 
 def blocks_of(flat: Flat) -> Blocks:

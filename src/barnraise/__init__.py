@@ -4,12 +4,15 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from barnraise.api.compressor import Compressor as Compressor
     from barnraise.api.configs import NetworkConfig as NetworkConfig
     from barnraise.api.configs import TransformerConfig as TransformerConfig
     from barnraise.api.context import Context as Context
     from barnraise.api.context import discover as discover
     from barnraise.api.context import static_peers as static_peers
     from barnraise.api.coordinator import Coordinator as Coordinator
+    from barnraise.api.differential import ParameterReceiver as ParameterReceiver
+    from barnraise.api.differential import ParameterSender as ParameterSender
     from barnraise.api.node import Node as Node
     from barnraise.api.swarm import Swarm as Swarm
     from barnraise.api.swarm import join as join
@@ -18,10 +21,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE: Final = {
+    "Compressor": "barnraise.api.compressor",
     "Context": "barnraise.api.context",
     "Coordinator": "barnraise.api.coordinator",
     "NetworkConfig": "barnraise.api.configs",
     "Node": "barnraise.api.node",
+    "ParameterReceiver": "barnraise.api.differential",
+    "ParameterSender": "barnraise.api.differential",
     "Swarm": "barnraise.api.swarm",
     "Trainer": "barnraise.api.trainer",
     "TransformerConfig": "barnraise.api.configs",

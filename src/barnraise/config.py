@@ -32,6 +32,8 @@ PEER_TABLE = "peer"
 CONTROL_PORT = 52415
 BULK_PORT = 52416
 """Where a long-lived peer listens unless told otherwise; other peers take free ports."""
+CLOUD_PORT = 9000
+"""Control plane of the preset ``cloud``; the bulk plane's is the next one."""
 
 T = TypeVar("T")
 
@@ -223,9 +225,23 @@ PEER_PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         "distributed": types.MappingProxyType(
             {"listen": f"/ip4/lan/tcp/{CONTROL_PORT}", "bulk_listen": f"lan:{BULK_PORT}", "mdns": True}
         ),
+        "cloud": types.MappingProxyType(
+            {"listen": f"/ip4/lan/tcp/{CLOUD_PORT}", "bulk_listen": f"lan:{CLOUD_PORT + 1}", "bulk_connections": 8}
+        ),
+        "edge": types.MappingProxyType({"listen": "/ip4/lan/tcp/0", "bulk_listen": "lan:0", "max_peers": 16}),
     }
 )
-"""Kinds of settings of a long-lived peer: loopback alone, or this machine's address on its network. The rest is alike."""
+"""Kinds of settings of a long-lived peer. The rest is alike.
+
+``local``: loopback alone. ``distributed``: this machine's address on its network, found there by mDNS. ``cloud``: a server
+in a data centre, at a port of its own, with as many parallel connections as there may be over long links; the address is the
+machine's own, so one behind a provider's translation must be named in ``listen``. ``edge``: a small machine that dials others
+and is dialled by few. There is no traversal of NATs, no relay and no WebSocket yet: of two peers, one must be able to dial
+the other. A new run's codec goes with the last two: `COMPRESSION_LEVELS`.
+"""
+
+COMPRESSION_LEVELS: Mapping[str, int] = types.MappingProxyType({"cloud": 5, "edge": 9})
+"""Presets whose new runs compress more than level 3, the default; `codec.level` says how."""
 
 ELSEWHERE: Mapping[str, str] = types.MappingProxyType(
     {
@@ -244,6 +260,8 @@ ELSEWHERE: Mapping[str, str] = types.MappingProxyType(
         "sync_every": "round.steps",
         "sync_frequency": "round.steps",
         "algorithm": "strategy",
+        "compression_level": "round.codec",
+        "compression_ratio": "round.codec",
         "preset": "model",
     }
 )
@@ -403,6 +421,26 @@ def _check_ranges(config: RunConfig, where: str) -> None:
         if not low <= flat[key] <= high:
             raise ConfigError(f"{where}: {key} = {flat[key]} is outside {low} .. {high}. Change the value.")
     check_heads(config.model, where)
+    check_codec(config.round.codec, config.profile, where)
+
+
+def check_codec(name: str, profile: str, where: str) -> None:
+    """Check that updates, which are on the int16 grid, can travel by a codec in a profile; raises `ConfigError`.
+
+    A codec that is not exact decodes to the same integers on the same kind of machine only. Where others decode an update
+    again, to check what was made of it, they would accuse honest peers.
+    """
+    from barnraise.codec.chain import codec_of  # numpy and the compressors, for those who do have a run
+
+    try:
+        is_exact = codec_of(name, "int16").is_exact
+    except ConfigError as error:
+        raise ConfigError(f"{where}: round.codec: {error}") from error
+    if not is_exact and profile not in INEXACT_PROFILES:
+        raise ConfigError(
+            f"{where}: round.codec = {name!r} decodes by float arithmetic, which differs from machine to machine, and in "
+            f"profile {profile!r} peers check each other's results. Take another codec, or profile 'home'."
+        )
 
 
 def check_heads(model: ModelConfig, where: str) -> None:
@@ -418,6 +456,9 @@ def check_heads(model: ModelConfig, where: str) -> None:
             "Change one of them."
         )
 
+
+INEXACT_PROFILES = frozenset({"home"})
+"""Here one peer alone decodes an update, the one that aggregates the shard; the others take its word."""
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "model.hidden_size": (8, 65536),

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from barnraise.codec.codec import codec_of
+from barnraise.codec.chain import codec_of
 from barnraise.ids import Digest
-from barnraise.swarm.workspace import Workspace
+from barnraise.swarm.workspace import Part, Workspace
 
 from .swarm import ROUND, SIZE, Peer, Swarm, check, everybody_contributes, raised
 from .tiny_trainer import initial, update_of
@@ -61,19 +61,21 @@ def uninterrupted(swarm: Swarm) -> tuple[Digest, ...]:
     """Return the roots of the parameters after each round when nothing happens, computed here and now."""
     config, peers = swarm.directory.config, swarm.directory.peers
     zeros, blocks = np.zeros(SIZE, np.float32), ((0, SIZE // 2), (SIZE // 2, SIZE))
-    spaces = {peer: Workspace(blocks, initial(SIZE), zeros, zeros, codec=codec_of(config)) for peer in peers}
+    codec = codec_of(config.round.codec, np.int16)
+    spaces = {peer: Workspace(blocks, initial(SIZE), zeros, zeros, codec=codec) for peer in peers}
     memories = dict.fromkeys(peers, zeros)
     exponents = (config.round.grid_exponent,) * len(blocks)
     count = config.round.steps * config.inner.batch_size
     ours = spaces[peers[0]]
     roots: list[Digest] = []
     for round_ in range(config.round.rounds):
+        part = Part(round_, 0, 1)
         for place, peer in enumerate(peers, start=round_ * len(peers)):
             samples = iter(range(place * count, (place + 1) * count))
             update, memories[peer] = update_of(spaces[peer].theta, memories[peer], samples)
-            spaces[peer].encode(update, exponents, 1)
-            ours.incoming_update(peer, 0, 1)[:] = spaces[peer].outgoing(0, 1)
-        ours.aggregate(0, 1, 0, [(peer, count) for peer in peers], peers[0])
+            spaces[peer].encode(update, exponents, round_, 1)
+            ours.keep_update(peer, part, np.array(spaces[peer].outgoing(part)))
+        ours.aggregate(part, 0, [(peer, count) for peer in peers], peers[0])
         made = ours.step(0, exponents, config, round_, 1)
         exponents = made.exponents
         roots.append(made.theta)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trio
 
-from barnraise.codec.codec import codec_of
+from barnraise.codec.chain import codec_of
 from barnraise.collective import shards
 from barnraise.consensus.voting import Propose
 from barnraise.errors import Unavailable
@@ -192,12 +192,12 @@ async def test_a_member_that_breaks_its_word_is_left_out(tmp_path: Path) -> None
                     await peer.until_found(refusal_of(member, words), what=f"the refusal: {words}")
             await member.tell(honest, promise)
             await member.hear(Propose)
-            size_bytes = codec_of(swarm.directory.config).size_bytes
+            size_bytes = codec_of(swarm.directory.config.round.codec, np.int16).bound_bytes
             async with trio.open_nursery() as nursery:
                 for peer in honest:
                     for shard, (start, stop) in enumerate(shards.bounds(SIZE, 4)):
                         header = Header(kind="update", round=0, attempt=0, shard=shard)
-                        nursery.start_soon(member.push, peer.id, header, bytes([7]) * size_bytes(stop - start))
+                        nursery.start_soon(member.push, peer.id, header, bytes(size_bytes(stop - start)))
                 for peer in honest:
                     await peer.until_found(refusal_of(member, "is not what it committed to"), what="a refused shard")
                     voided = await peer.until("round.void", round=0)

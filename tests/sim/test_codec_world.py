@@ -3,12 +3,23 @@
 import pytest
 
 from barnraise.sim.faults import Crash
-from barnraise.sim.world import CodecName, World, simulate
+from barnraise.sim.world import World, simulate
 from barnraise.swarm import records
 from barnraise.swarm.records import Cut, Result
 
 ROUNDS = 3
-CODECS: list[CodecName] = ["grid16", "int8"]
+CODECS = [
+    "grid16",
+    "int8",
+    "int4",
+    "int4s",
+    "int2",
+    "bf16",
+    "topk:0.05+int8+zstd",
+    "topk:0.1+int2",
+    "powersgd:2",
+    "randomk:0.1",
+]
 every_codec = pytest.mark.parametrize("codec", CODECS)
 
 
@@ -19,7 +30,7 @@ def results_of(world: World) -> list[Result]:
 
 @every_codec
 @pytest.mark.parametrize("num_peers", [1, 2, 4])
-def test_all_replicas_end_with_the_same_parameters(codec: CodecName, num_peers: int) -> None:
+def test_all_replicas_end_with_the_same_parameters(codec: str, num_peers: int) -> None:
     world = World(seed=1, num_peers=num_peers, rounds=ROUNDS, codec=codec)
     world.run()
     events = [records.decode_event.decode(value) for value in world.decided.values()]
@@ -27,15 +38,16 @@ def test_all_replicas_end_with_the_same_parameters(codec: CodecName, num_peers: 
     assert len({node.workspace.theta.tobytes() for node in world.nodes}) == 1
 
 
-@every_codec
-@pytest.mark.parametrize("seed", range(60, 68))
-def test_a_run_outlives_the_faults_of_a_seed(codec: CodecName, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("codec", "seed"), [(codec, seed) for codec in CODECS for seed in range(60, 68 if codec == "int8" else 62)]
+)
+def test_a_run_outlives_the_faults_of_a_seed(codec: str, seed: int) -> None:
     world = simulate(seed, rounds=ROUNDS, codec=codec)
     assert world.is_waiting or all(node.member.state.is_over for node in world.nodes if node.alive)
 
 
 @every_codec
-def test_a_shards_owner_that_dies_half_way_through_telling_is_stood_in_for(codec: CodecName) -> None:
+def test_a_shards_owner_that_dies_half_way_through_telling_is_stood_in_for(codec: str) -> None:
     for nth in (4, 5, 6):
         world = World(seed=2, rounds=ROUNDS, codec=codec, faults=[Crash(peer=1, after="Transfer", round=1, nth=nth)])
         world.run()
@@ -48,4 +60,4 @@ def test_the_codec_makes_a_difference() -> None:
         world = World(seed=1, rounds=ROUNDS, codec=codec)
         world.run()
         roots.append([result.theta_root for result in results_of(world)])
-    assert not set(roots[0]) & set(roots[1])
+    assert len({root for found in roots for root in found}) == sum(len(found) for found in roots)

@@ -18,6 +18,7 @@ from barnraise.config import (
     RoundConfig,
     RunConfig,
     build,
+    check_codec,
     flatten,
     load_peer_config,
     load_peer_table,
@@ -79,6 +80,9 @@ def test_the_environment_overrides_the_file_and_the_file_the_defaults(tmp_path: 
         ('strategy = "gossip"', "strategy"),
         ("seed = ", "is not TOML"),
         ("[inner]\nbatch_size = 1.5", "inner.batch_size"),
+        ('[round]\ncodec = "gzip"', r"round\.codec: codec 'gzip': there is no stage"),
+        ('[round]\ncodec = "fp32"', "fp32 is not for int16 values"),
+        ("[round]\ncodec = 8", r"round\.codec"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(tmp_path: Path, text: str, complaint: str) -> None:
@@ -162,10 +166,17 @@ def test_a_key_by_another_programs_name_is_answered_with_ours(tmp_path: Path, th
 
 
 def test_the_kinds_of_settings_are_settings() -> None:
-    for preset in PEER_PRESETS.values():
+    ports = {
+        "local": (CONTROL_PORT, BULK_PORT),
+        "distributed": (CONTROL_PORT, BULK_PORT),
+        "cloud": (9000, 9001),
+        "edge": (0, 0),
+    }
+    assert PEER_PRESETS.keys() == ports.keys()
+    for name, preset in PEER_PRESETS.items():
         peer = build(PeerConfig, {"data_dir": "/data", "cluster_key_file": "/key", **preset}, "preset")
-        assert peer.listen.endswith(f"/tcp/{CONTROL_PORT}")
-        assert peer.bulk_listen.endswith(f":{BULK_PORT}")
+        assert peer.listen.endswith(f"/tcp/{ports[name][0]}")
+        assert peer.bulk_listen.endswith(f":{ports[name][1]}")
     assert "127.0.0.1" in PEER_PRESETS["local"]["listen"]
     assert PEER_PRESETS["local"].keys() == {"listen", "bulk_listen"}
 
@@ -181,3 +192,12 @@ def test_a_mapping_that_is_not_from_a_file_is_checked_alike() -> None:
     assert run_config({"seed": 5}, "here").seed == 5
     with pytest.raises(ConfigError, match="here: unknown key"):
         run_config({"Seed": 5}, "here")
+
+
+def test_a_codec_that_does_not_decode_alike_everywhere_is_for_those_who_take_each_others_word() -> None:
+    check_codec("powersgd:2", "home", "here")
+    check_codec("topk:0.05+int8+zstd", "open", "here")
+    with pytest.raises(ConfigError, match=r"here: round\.codec = 'powersgd:2' decodes by float arithmetic.*'open'"):
+        check_codec("powersgd:2", "open", "here")
+    with pytest.raises(ConfigError, match=r"here: round\.codec: .*int9"):
+        check_codec("int9", "home", "here")

@@ -17,7 +17,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from barnraise.codec import grid
-from barnraise.codec.codec import PIECE, codec_of
+from barnraise.codec.chain import codec_of
+from barnraise.codec.codec import PIECE, Codec
 from barnraise.codec.grid import Blocks, Float32
 from barnraise.collective import shards
 from barnraise.config import RunConfig
@@ -30,7 +31,7 @@ from barnraise.swarm.plan import RoundPlan, plan
 from barnraise.swarm.records import LogEvent, Vertex
 from barnraise.swarm.round import Stepped, Trained
 from barnraise.swarm.state import State, follow, genesis
-from barnraise.swarm.workspace import Workspace, root_of
+from barnraise.swarm.workspace import Part, Workspace, root_of
 
 NOBODY = PeerId("")
 """Whose update is never at hand already: the process plays all peers."""
@@ -78,9 +79,10 @@ class Coordinator:
         config = dataclasses.replace(config or RunConfig(), founders=tuple(sorted(peers)))
         zeros = np.zeros_like(theta)
         blocks = ((0, len(theta)),) if blocks is None else blocks
-        self._workspace = Workspace(
-            blocks, theta, zeros, zeros.copy(), codec=codec_of(config), num_parameters=num_parameters
-        )
+        codec = codec_of(config.round.codec, np.int16)
+        self._workspace = Workspace(blocks, theta, zeros, zeros.copy(), codec=codec, num_parameters=num_parameters)
+        self._codecs: dict[PeerId, Codec] = {}
+        """Each peer's own: one that begins where it ended the round before is not to begin with another's."""
         self._state = genesis(config, len(self._workspace.blocks), root_of(theta), root_of(zeros))
         self._residuals = dict.fromkeys(self._state.peers, zeros)
         self._log: list[LogEvent] = []
@@ -171,7 +173,7 @@ class Coordinator:
         weights = [(PeerId(entry.member), entry.samples) for entry in cut.contributions]
         num_shards = assigned.num_shards
         for shard in range(num_shards):
-            self._workspace.aggregate(shard, num_shards, self._state.attempt, weights, NOBODY)
+            self._workspace.aggregate(self._part(shard), self._state.attempt, weights, NOBODY)
         self._step(num_shards)
         self._cut = cut
         return self._decoded(num_shards)
@@ -240,9 +242,10 @@ class Coordinator:
         """Encode a peer's update as it would, and keep its commitment and its shards."""
         space, num_shards = self._workspace, self._work.plan.num_shards
         space.residual = self._residuals[peer]
-        leaves = space.encode(update, self._state.exponents, num_shards)
+        space.codec = self._codecs.setdefault(peer, codec_of(self._state.config.round.codec, np.int16))
+        leaves = space.encode(update, self._state.exponents, self._state.round, num_shards)
         for shard in range(num_shards):
-            space.incoming_update(peer, shard, num_shards)[:] = space.outgoing(shard, num_shards)
+            space.keep_update(peer, self._part(shard), np.array(space.outgoing(self._part(shard))))
         self._residuals_after[peer] = space.residual_behind(contributed=True)
         trained = Trained(
             round=self._state.round,
@@ -261,6 +264,9 @@ class Coordinator:
             raise ConfigError(f"the update of {peer!r} would be refused: {error}") from error
         self._work.promises[peer] = promise
 
+    def _part(self, shard: int) -> Part:
+        return Part(self._state.round, shard, self._work.plan.num_shards)
+
     def _step(self, num_shards: int) -> None:
         state = self._state
         roots = self._workspace.step(state.attempt, state.exponents, state.config, state.round, num_shards)
@@ -278,10 +284,9 @@ class Coordinator:
         """Return the aggregate's values."""
         space, out, scratch = self._workspace, np.empty(self._workspace.size, np.float32), np.empty(PIECE, np.int16)
         for shard, (start, stop) in enumerate(shards.bounds(space.size, num_shards)):
-            data = np.frombuffer(space.incoming_aggregate(self._state.attempt, shard, num_shards), np.uint8)
             for first in range(start, stop, PIECE):
                 last = min(first + PIECE, stop)
-                values = space.codec.decode(data, first - start, last - start, scratch)
+                space.read_aggregate(self._part(shard), self._state.attempt, first - start, last - start, scratch)
                 for block, low, high in grid.segments(space.blocks, first, last):
-                    grid.decode(values[low - first : high - first], self._state.exponents[block], out[low:high])
+                    grid.decode(scratch[low - first : high - first], self._state.exponents[block], out[low:high])
         return out

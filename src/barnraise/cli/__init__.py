@@ -28,6 +28,7 @@ VERBS: Final = {
     "presets": "List the sizes of models and kinds of settings that have a name.",
     "config": "Write a configuration file to start from.",
     "key": "Show or make the keys of this machine and its cluster.",
+    "bench": "Measure how fast machines add up tensors.",
 }
 """Each is a module of this package with a function of the same name."""
 

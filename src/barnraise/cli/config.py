@@ -11,11 +11,12 @@ from cyclopts import Parameter
 
 from barnraise import formats
 from barnraise.cli.fields import Key, Table, tables
-from barnraise.config import PEER_PRESETS, PEER_TABLE, PRESETS, PeerConfig, RunConfig
+from barnraise.codec.level import DEFAULT, spec_of
+from barnraise.config import COMPRESSION_LEVELS, PEER_PRESETS, PEER_TABLE, PRESETS, PeerConfig, RoundConfig, RunConfig
 from barnraise.errors import ConfigError
 from barnraise.runs import places
 
-Preset = Literal["local", "small", "medium", "large", "distributed"]
+Preset = Literal["local", "small", "medium", "large", "distributed", "cloud", "edge"]
 
 _HEAD: Final = """\
 A barnraise configuration. Every key is here with its default and can be left out. Train on this machine:
@@ -32,7 +33,8 @@ def config(
     """Write a configuration file in which every key is explained, for `start -c FILE` and `train --config FILE`.
 
     Args:
-        preset: What to begin with: a model's size, or distributed: a peer that machines of the network can reach.
+        preset: What to begin with: a model's size, or a kind of peer: distributed, which machines of the network can
+            reach, cloud, or edge, which compress more.
             barnraise presets lists them.
         output: The file, which must not be there yet: TOML, or YAML if its name ends in .yaml or .yml. Default: print
             TOML.
@@ -48,7 +50,8 @@ def config(
 
 def template(preset: Preset, *, is_yaml: bool) -> str:
     """Return the text of a commented configuration file."""
-    run = RunConfig(model=PRESETS.get(preset, PRESETS["local"]))
+    codec = spec_of(COMPRESSION_LEVELS.get(preset, DEFAULT))
+    run = RunConfig(model=PRESETS.get(preset, PRESETS["local"]), round=RoundConfig(codec=codec))
     shown = tables(RunConfig)
     for table in tables(PeerConfig):
         shown.append(dataclasses.replace(table, name=PEER_TABLE))

@@ -1,6 +1,7 @@
 """``barnraise start``: one long-lived peer as a configuration file says, for a service or a container to keep alive."""
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +25,7 @@ def start(
     config: Annotated[Path | None, Parameter(alias="-c")] = None,
     invitation: str | None = None,
     preset: Literal["local", "small", "medium", "large"] | None = None,
+    compression_level: int | None = None,
     port: int | None = None,
     max_peers: int | None = None,
     directory: Annotated[Path | None, Parameter(name="--dir")] = None,
@@ -41,6 +43,8 @@ def start(
         config: TOML or YAML: the run's keys, for a new run, and a table `peer` with this machine's.
         invitation: The word that a run printed, or a file that holds it.
         preset: Size of a new run's model.
+        compression_level: How small a new run's updates travel, 1 (whole) to 9 (least); 3, int8, is the default. A codec
+            that the configuration names goes first.
         port: Port of the control plane; the next one is the bulk plane's.
         max_peers: Most peers to be connected to at once.
         directory: Where the peer keeps everything; overrides data_dir of the file. Default: peers/default among this
@@ -52,7 +56,7 @@ def start(
     """
     with told(json=json):
         peer = _peer_table(config, directory)
-        made = _directory(peer, config, invitation, preset)
+        made = _directory(peer, config, invitation, {"preset": preset, "compression_level": compression_level})
         kept = dataclasses.asdict(peer)
         for name in ("data_dir", "cluster_key_file", "run_id", "bootstrap"):
             del kept[name]
@@ -81,8 +85,10 @@ def _peer_table(config: Path | None, directory: Path | None) -> PeerConfig:
     return peer if directory is None else dataclasses.replace(peer, data_dir=directory)
 
 
-def _directory(peer: PeerConfig, config: Path | None, invitation: str | None, preset: str | None) -> RunDirectory:
-    """Return the directory of the run that the peer takes part in; it is made the first time."""
+def _directory(
+    peer: PeerConfig, config: Path | None, invitation: str | None, flags: Mapping[str, object]
+) -> RunDirectory:
+    """Return the directory of the run that the peer takes part in; it is made the first time, a new run with ``flags``."""
     path, now = peer.data_dir.expanduser(), datetime.now()
     if (path / rundir.CLUSTER_KEY_FILE).is_file():
         return rundir.reopen(path)
@@ -95,7 +101,7 @@ def _directory(peer: PeerConfig, config: Path | None, invitation: str | None, pr
     if peer.run_id:
         run = invitations.Invitation(run=parse_run_id(peer.run_id), addresses=peer.bootstrap, secret=key.secret)
         return rundir.join(run, path, now)
-    return rundir.create(resolve(config, {"preset": preset}), 1, path, now, key)
+    return rundir.create(resolve(config, flags), 1, path, now, key)
 
 
 def _given(port: int | None, max_peers: int | None, log_level: LogLevel | None, peer: PeerConfig) -> dict[str, object]:

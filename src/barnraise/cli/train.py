@@ -9,10 +9,12 @@ from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
+from barnraise import formats
 from barnraise.cli import errand, faults
 from barnraise.cli.conduct import conduct, told
 from barnraise.cli.launch import LogLevel, Swarm
-from barnraise.config import PRESETS, RunConfig, load_run_config, run_config
+from barnraise.codec.level import spec_of
+from barnraise.config import ENVIRONMENT_PREFIX, PRESETS, RunConfig, load_run_config, run_config
 from barnraise.errors import ConfigError
 from barnraise.net.addresses import LAN
 from barnraise.net.addresses import listening as places_of
@@ -22,6 +24,7 @@ from barnraise.runs.directory import RunDirectory
 
 MAX_PEERS: Final = 64
 """On one machine; each takes two processes and some 500 MB."""
+CODEC_VARIABLE: Final = f"{ENVIRONMENT_PREFIX}ROUND__CODEC"
 
 
 def train(
@@ -30,6 +33,7 @@ def train(
     data: str | None = None,
     preset: Literal["local", "small", "medium", "large"] | None = None,
     init: Path | None = None,
+    compression_level: int | None = None,
     rounds: int | None = None,
     steps: int | None = None,
     seconds: float | None = None,
@@ -59,6 +63,8 @@ def train(
         data: Your own text: a file, a directory, or a .jsonl file with a field "text". The last 5 % are held out.
         preset: Size of the model: local has 0.9M parameters and suits a CPU, small 5M, medium and large want GPUs.
         init: Begin with the model in this directory, which barnraise export wrote.
+        compression_level: How small updates travel, 1 (whole) to 9 (least); 3, int8, is the default. A codec that the
+            configuration names goes first.
         rounds: How many rounds to train; they count from 0.
         steps: Steps that each peer takes by itself in a round.
         seconds: End a round's training after so long, with --steps as the most.
@@ -88,6 +94,7 @@ def train(
         "data": data,
         "preset": preset,
         "init": init,
+        "compression_level": compression_level,
     }
     settings = {"log_level": log_level, "device": device, "profile_rounds": profile, **listening(listen)}
     with told(json=json):
@@ -157,6 +164,9 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     for name in ("rounds", "steps", "seconds", "min_peers"):
         if flags.get(name) is not None:
             values["round"][name] = flags[name]
+    if flags.get("compression_level") is not None:
+        named = spec_of(flags["compression_level"])
+        values["round"]["codec"] = codec_named(file, environment) or named
     if flags.get("preset") is not None:
         values["model"] = dataclasses.asdict(PRESETS[flags["preset"]])
     if flags.get("init") is not None:
@@ -165,6 +175,14 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
         values["data"] |= {"source": flags["data"], "digest": ""}
     given = any(value is not None for value in flags.values())
     return _with_digest(run_config(values, "the command line" if given else str(file or "the environment")))
+
+
+def codec_named(file: Path | None, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the codec that the file or the environment names, which a level does not override; "" if neither does."""
+    if CODEC_VARIABLE in environment:
+        return environment[CODEC_VARIABLE]
+    table = {} if file is None else formats.read(file).get("round", {})
+    return str(table.get("codec", "")) if isinstance(table, Mapping) else ""
 
 
 def _with_digest(config: RunConfig) -> RunConfig:

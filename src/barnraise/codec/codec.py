@@ -1,66 +1,100 @@
-"""How a shard of grid integers becomes the bytes that travel: the one interface of all codecs, and the choice."""
+"""How numbers become the bytes that travel: the one interface of all codecs, and what decoders promise; pure."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Final, Protocol
 
-from barnraise.codec.grid import Bytes, Int16
-from barnraise.codec.grid16 import Grid16
-from barnraise.codec.int8 import Int8
-from barnraise.config import RunConfig
+import numpy as np
+
+from barnraise.codec.grid import Bytes, Float32, Int16
 
 PIECE: Final = 1 << 16
-"""A shard is encoded and decoded in pieces of so many elements, whose temporaries stay in the L2 cache. A multiple of
-every codec's block."""
+"""Encodings are read in pieces of so many elements, whose temporaries stay in the L2 cache. A multiple of every codec's
+block."""
+
+Values = Float32 | Int16
+
+
+class Malformed(ValueError):
+    """Bytes that no encoder made; says what is wrong with them. Whoever knows the sender makes a `PeerError` of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which part of which vector is encoded: all that codecs know of the world."""
+
+    seed: int = 0
+    """Another one each round, the same on all peers: where random-k and stochastic rounding draw from."""
+    index: int = 0
+    """Of the shard or chunk in its vector; the same in every round. PowerSGD's warm start goes by it."""
+
+
+class Reader(Protocol):
+    """An encoding that was checked as a whole; reading it cannot fail and depends on the bytes alone."""
+
+    def read(self, start: int, stop: int, out: Values) -> None:
+        """Write elements ``start .. stop`` to ``out[: stop - start]``, of the codec's type.
+
+        ``start`` is a multiple of `PIECE`; ``stop`` is another one or the end.
+        """
+        ...
+
+    def add(self, start: int, stop: int, base: Float32, out: Float32) -> None:
+        """Write ``base + decoded`` to ``out``, both float32[stop - start] and perhaps the same array. float32 codecs only."""
+        ...
 
 
 class Codec(Protocol):
-    """Decoding is integer arithmetic: whoever holds the same bytes holds the same values.
+    """One way to encode arrays of one type, int16 (the agreed grid) or float32.
 
-    A shard's encoded form has a size that its number of elements fixes. A piece begins at a multiple of ``PIECE``
-    elements from the shard's start.
+    A codec of type int16 that `is_exact` decodes to whole numbers within +-`grid.LIMIT` by integer arithmetic, or by float
+    arithmetic that never rounds: whoever holds the same bytes holds the same values. An encoding is of one shard or chunk
+    and can be decoded without any other.
     """
 
     @property
     def name(self) -> str:
-        """Return the name that the configuration and the commitments know it by."""
+        """Return what the configuration and the commitments call it, such as ``topk:0.016+int2+zstd``."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[np.int16] | np.dtype[np.float32]:
+        """Return the type of what it encodes and decodes."""
         ...
 
     @property
     def is_exact(self) -> bool:
+        """Tell whether decoding gives the same integers on every machine."""
+        ...
+
+    @property
+    def is_lossless(self) -> bool:
         """Tell whether decoding gives back just what was encoded."""
         ...
 
-    def size_bytes(self, count: int) -> int:
-        """Return the size of a shard of ``count`` elements."""
+    def bound_bytes(self, count: int) -> int:
+        """Return the most bytes that ``count`` elements may take. Longer data is refused before anything is allocated."""
         ...
 
-    def encode(self, values: Int16, start: int, data: Bytes) -> None:
-        """Write the encoded form of a piece.
+    def encode(self, values: Values, out: Bytes, place: Place = Place()) -> int:
+        """Write the encoding of ``values`` to the start of ``out`` (at least ``bound_bytes``) and return its length.
 
-        Args:
-            values: int16[n], the shard's elements from ``start`` on.
-            start: A multiple of ``PIECE``.
-            data: uint8[size], the whole shard's encoded form; the piece's part of it is written.
+        The values are finite.
         """
         ...
 
-    def decode(self, data: Bytes, start: int, stop: int, scratch: Int16) -> Int16:
-        """Return a piece's values, int16[stop - start]: in ``scratch``, or where ``data`` is those values, a view of it.
+    def reader(self, data: Bytes, count: int, place: Place = Place()) -> Reader:
+        """Check an encoding of ``count`` elements, all of it, and return its reader.
+
+        Allocates no more than some multiple of what ``count`` elements take decoded, whatever the data says.
 
         Raises:
-            LocalError: ``complaint`` has something against the data.
+            Malformed: it is none.
         """
         ...
 
-    def complaint(self, data: Bytes) -> str:
-        """Return what is wrong with a peer's bytes, which are of the right size; "" if they can be decoded."""
+    def for_aggregate(self, num_updates: int) -> "Codec":
+        """Return how the mean of so many decoded updates travels: what is lost there, nobody feeds back.
+
+        At least 8 bits a value, and as many entries as the updates can have together.
+        """
         ...
-
-
-_CODECS: Final[Mapping[str, Codec]] = MappingProxyType({codec.name: codec for codec in (Grid16(), Int8())})
-
-
-def codec_of(config: RunConfig) -> Codec:
-    """Return the run's codec."""
-    return _CODECS[config.round.codec]

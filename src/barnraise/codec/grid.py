@@ -1,9 +1,8 @@
-"""Rounding updates to a fixed-point grid, so that every sum of them is exact and the same on every machine.
+"""The fixed-point grid that updates are rounded to, so that every sum of them is exact and the same on every machine.
 
 An update is cut into blocks, one per tensor of the model. Block b is stored as int16 multiples of
-``2**-exponents[b]``. What rounding and saturation took away is the residual, fed back into the next round's
-update (error feedback: Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847). Float arithmetic differs
-between machines in its last bit as soon as sums are reordered; integers do not.
+``2**-exponents[b]``. Float arithmetic differs between machines in its last bit as soon as sums are reordered; integers
+do not. `rounding` takes updates there, `feedback` says what becomes of the rest.
 """
 
 from bisect import bisect_right
@@ -11,8 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-
-from barnraise.errors import LocalError
 
 LIMIT = 32767
 HEADROOM_BITS = 3
@@ -24,32 +21,6 @@ Int16 = npt.NDArray[np.int16]
 Bytes = npt.NDArray[np.uint8]
 Blocks = Sequence[tuple[int, int]]
 """``(start, stop)`` of each block; together they tile the vector."""
-
-
-def encode(update: Float32, exponent: int, encoded: Int16, residual: Float32) -> None:
-    """Round ``update + residual`` to the grid; leave the integers in ``encoded`` and the remainder in ``residual``.
-
-    Four passes: call it with what fits a cache.
-
-    Args:
-        update: float32[n], finite, of one block; used as scratch and overwritten.
-        exponent: The block's.
-        encoded: int16[n], written.
-        residual: float32[n], read and then overwritten.
-
-    Raises:
-        LocalError: a value is not finite.
-    """
-    update += residual
-    if not np.isfinite(update).all():
-        raise LocalError("the update is not finite; the round is not sent")
-    largest = np.float32(LIMIT * 2.0**-exponent)
-    np.clip(update, -largest, largest, out=residual)  # first: what is scaled up unclipped may overflow
-    np.multiply(residual, np.float32(2.0**exponent), out=residual)
-    np.rint(residual, out=residual)
-    encoded[...] = residual
-    np.multiply(residual, np.float32(2.0**-exponent), out=residual)
-    np.subtract(update, residual, out=residual)
 
 
 def decode(encoded: Int16, exponent: int, out: Float32) -> None:

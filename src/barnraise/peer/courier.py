@@ -1,7 +1,8 @@
 """Moves shards and states over the bulk plane: decides what may come in, and keeps trying to get out what must.
 
-What arrives is asked for first: a shard only from a member, of the round at hand, of the size that the plan gives it,
-and only once; a state only from the donor that was asked. Everything else is refused before it is allocated.
+What arrives is asked for first: a shard only from a member, of the round at hand, no longer than its codec can make it,
+and only once; a state only from the donor that was asked. Everything else is refused before it is allocated. A shard has
+a room of its own until it is whole and was checked; then the workspace gets it, and nobody writes to it any more.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ import msgspec
 import numpy as np
 import trio
 
-from barnraise.codec.grid import Float32
+from barnraise.codec.codec import Malformed
+from barnraise.codec.grid import Bytes, Float32
 from barnraise.collective import exchange, shards
 from barnraise.consensus.voting import Decision
 from barnraise.errors import LocalError, PeerError, Unavailable
@@ -23,7 +25,7 @@ from barnraise.swarm.effects import Effect, Report, Transfer
 from barnraise.swarm.member import Member
 from barnraise.swarm.records import Count, Decoder
 from barnraise.swarm.round import Work
-from barnraise.swarm.workspace import Workspace, as_bytes
+from barnraise.swarm.workspace import Part, Workspace, as_bytes
 
 RETRY_S: Final = 0.05
 """A receiver that has not reached our round yet refuses; it is asked again this soon, and then ever less often, ..."""
@@ -48,6 +50,18 @@ class Header(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_
     attempt: Count
     shard: Count
     """Of a state: the bytes of its log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """Where a shard is being written."""
+
+    data: Bytes
+    """uint8[n]"""
+    num_updates: int
+    """So many updates an aggregate is of, by the cut of its attempt."""
+    is_second: bool
+    """A room for the same shard was given before, and its writer may be mistaken for this one's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,10 +139,16 @@ class Courier:
         self._post = post
         self._fetched = fetched
         self.round = member.state.round
-        """The round that the workspace's buffers are for. The machine is in the next one while a result is being made
-        durable; what came in meanwhile would be swept away with the old round."""
+        """The round that the workspace is in. The machine is in the next one while a result is being made durable; what
+        came in meanwhile would be swept away with the old round."""
+        self._rooms: dict[tuple[PeerId, Header], Room] = {}
         self._expected: PeerId | None = None
         self._incoming: tuple[PeerId, bytearray] | None = None
+
+    def enter(self, round_: int) -> None:
+        """Take what comes for this round, which the workspace is in now."""
+        self.round = round_
+        self._rooms.clear()
 
     # ---- coming in --------------------------------------------------------------------------------------------
 
@@ -147,6 +167,11 @@ class Courier:
         incoming = self._incoming
         return len(incoming[1]) if incoming else 0
 
+    @property
+    def shard_bytes(self) -> int:
+        """Return the size of all shards that are being received."""
+        return sum(len(room.data) for room in list(self._rooms.values()))
+
     def sink(self, sender: PeerId, data: bytes, size: int) -> memoryview | None:
         """Say where a payload goes; None refuses it."""
         header = self._read(data)
@@ -159,16 +184,18 @@ class Courier:
             self.round != header.round
             or not _is_of(header, work)
             or sender not in work.plan.members
-            or size != self._size_of(header, work)
+            or not 0 < size <= self._bound_of(header, work)
         ):
             return None
         if header.kind == "update":
             if self._is_verified(sender, header.shard):
                 return None
-            return self._workspace.incoming_update(sender, header.shard, work.plan.num_shards)
-        if header.attempt != member.state.attempt or (header.attempt, header.shard) in work.aggregates_arrived:
+        elif header.attempt != member.state.attempt or (header.attempt, header.shard) in work.aggregates_arrived:
             return None
-        return self._workspace.incoming_aggregate(header.attempt, header.shard, work.plan.num_shards)
+        is_second = (sender, header) in self._rooms
+        room = Room(data=np.zeros(size, np.uint8), num_updates=self._num_updates, is_second=is_second)
+        self._rooms[sender, header] = room
+        return as_bytes(room.data)
 
     def arrived(self, sender: PeerId, data: bytes) -> None:
         """Report a payload that is whole."""
@@ -177,25 +204,28 @@ class Courier:
             return
         if header.kind in ("log", "state"):
             self._state_arrived(sender, header)
-        elif not _is_of(header, work):
-            return  # its round ended while it was under way, and with the round its place here
-        elif header.kind == "update":
-            place = self._workspace.incoming_update(sender, header.shard, work.plan.num_shards)
-            leaf = shards.leaf(place)
-            if self._is_sound(sender, header, place):
-                self._post(lambda now: self._member.update_arrived(now, header.round, sender, header.shard, leaf))
-        else:
-            place = self._workspace.incoming_aggregate(header.attempt, header.shard, work.plan.num_shards)
-            if self._is_sound(sender, header, place):
-                self._post(lambda now: self._member.aggregate_arrived(now, header.round, header.attempt, header.shard))
-
-    def _is_sound(self, sender: PeerId, header: Header, place: memoryview) -> bool:
-        """Tell whether a shard can be decoded; one that cannot counts as not arrived, and its sender is named."""
-        complaint = self._workspace.codec.complaint(np.asarray(place))
-        if complaint:
-            reason = f"shard {header.shard} of round {header.round} ({header.kind}): {complaint}"
+            return
+        room = self._rooms.pop((sender, header), None)
+        if room is None or not _is_of(header, work):
+            return  # its round ended while it was under way, and with the round its room
+        # Two transfers of one shard at once, which no honest sender begins: the first to be whole gets the second's
+        # room, which is still written to. A copy is not.
+        shard = room.data.copy() if room.is_second else room.data
+        leaf = shards.leaf(as_bytes(shard))
+        part = Part(header.round, header.shard, work.plan.num_shards)
+        try:
+            if header.kind == "update":
+                self._workspace.keep_update(sender, part, shard)
+            else:
+                self._workspace.keep_aggregate(part, header.attempt, room.num_updates, shard)
+        except Malformed as error:  # it counts as not arrived
+            reason = f"shard {header.shard} of round {header.round} ({header.kind}): {error}"
             self._post(lambda now: [Report(event="peer.refused", fields={"peer": sender, "reason": reason})])
-        return not complaint
+            return
+        if header.kind == "update":
+            self._post(lambda now: self._member.update_arrived(now, header.round, sender, header.shard, leaf))
+        else:
+            self._post(lambda now: self._member.aggregate_arrived(now, header.round, header.attempt, header.shard))
 
     def _is_verified(self, sender: PeerId, shard: int) -> bool:
         """Tell whether this very shard is here already: it may be in use, and is not overwritten."""
@@ -203,8 +233,18 @@ class Courier:
         promise, leaf = work.promises.get(sender), work.updates_arrived.get((sender, shard))
         return leaf is not None and (promise is None or promise.message.leaves[shard] == leaf)
 
-    def _size_of(self, header: Header, work: Work) -> int:
-        return self._workspace.shard_bytes(header.shard, work.plan.num_shards)
+    def _bound_of(self, header: Header, work: Work) -> int:
+        part = Part(header.round, header.shard, work.plan.num_shards)
+        if header.kind == "update":
+            return self._workspace.update_bound_bytes(part)
+        num_updates = self._num_updates
+        return self._workspace.aggregate_bound_bytes(part, num_updates) if num_updates else 0
+
+    @property
+    def _num_updates(self) -> int:
+        """Return how many updates the aggregate is of; 0 before the cut says so."""
+        cut = self._member.state.cut
+        return len(cut.contributions) if cut else 0
 
     def _state_buffer(self, sender: PeerId, header: Header, size: int) -> memoryview | None:
         tensors = 2 * 4 * self._workspace.size if header.kind == "state" else 0
@@ -238,13 +278,13 @@ class Courier:
         step = effect.step
         if isinstance(step, exchange.Aggregate):
             raise LocalError("an aggregation is not a transfer")
-        num_shards = self._member.work.plan.num_shards
+        part = Part(effect.round, step.shard, self._member.work.plan.num_shards)
         if isinstance(step, exchange.SendUpdate):
             kind: Literal["update", "aggregate"] = "update"
-            payload = self._workspace.outgoing(step.shard, num_shards)
+            payload = self._workspace.outgoing(part)
         else:
             kind = "aggregate"
-            payload = self._workspace.incoming_aggregate(effect.attempt, step.shard, num_shards)
+            payload = self._workspace.aggregated(part, effect.attempt)
         header = _encode(Header(kind=kind, round=effect.round, attempt=effect.attempt, shard=step.shard))
         return Parcel(
             to=step.to,

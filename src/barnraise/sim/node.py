@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import blake3
 import numpy as np
 
-from barnraise.codec.codec import codec_of
+from barnraise.codec.chain import codec_of
 from barnraise.codec.grid import Float32
 from barnraise.config import RunConfig
 from barnraise.consensus.voting import Decision, Persisted
@@ -97,7 +97,8 @@ def member_of(peer: PeerId, disk: Disk, config: RunConfig, now: float, *, is_hol
 
 def workspace_of(disk: Disk, config: RunConfig) -> Workspace:
     """Return a peer's tensors."""
-    return Workspace(BLOCKS, disk.theta, disk.momentum, disk.residual, codec=codec_of(config))
+    codec = codec_of(config.round.codec, np.int16)
+    return Workspace(BLOCKS, disk.theta, disk.momentum, disk.residual, codec=codec)
 
 
 def update_of(theta: Float32, slot: Sequence[Segment]) -> Float32:

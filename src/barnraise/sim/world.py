@@ -12,7 +12,8 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal
+
+import numpy as np
 
 from barnraise.collective import exchange
 from barnraise.collective.shards import leaf
@@ -29,14 +30,11 @@ from barnraise.swarm.effects import Effect
 from barnraise.swarm.messages import Message, StateWanted
 from barnraise.swarm.round import Stepped, Trained
 from barnraise.swarm.slots import Segment
-from barnraise.swarm.workspace import root_of
+from barnraise.swarm.workspace import Part, as_bytes, root_of
 
 TICK_S = 0.25
 QUIET_S = 150.0
 """After this long without new faults, whoever can go on has done so."""
-
-
-CodecName = Literal["grid16", "int8"]
 
 
 LINGER_S = 20.0
@@ -57,7 +55,7 @@ class World:
         rounds: int = 4,
         faults: Sequence[Fault] = (),
         horizon_s: float = 2000.0,
-        codec: CodecName = "int8",
+        codec: str = "int8",
         seconds: float = 0.0,
         min_peers: int = 1,
     ) -> None:
@@ -347,7 +345,7 @@ class World:
         asked = sum(segment.count for segment in slot)
         update = update_of(node.workspace.theta, slot)
         num_shards = node.member.work.plan.num_shards
-        leaves = node.workspace.encode(update, node.member.state.exponents, num_shards)
+        leaves = node.workspace.encode(update, node.member.state.exponents, round_, num_shards)
         node.encoded_round = round_
         trained = Trained(
             round=round_,
@@ -363,27 +361,30 @@ class World:
 
     def _transfer(self, node: Node, effect: effects.Transfer) -> None:
         step, round_, attempt = effect.step, effect.round, effect.attempt
-        num_shards = node.member.work.plan.num_shards
+        state, part = node.member.state, Part(round_, step.shard, node.member.work.plan.num_shards)
+        if state.cut is None or (state.round, state.attempt) != (round_, attempt):
+            return  # it was concluded in the same breath
+        num_updates = len(state.cut.contributions)
         match step:
             case exchange.SendUpdate():
-                to, data = self._by_id(step.to), bytes(node.workspace.outgoing(step.shard, num_shards))
+                to, data = self._by_id(step.to), np.array(node.workspace.outgoing(part))
 
                 def update_arrives() -> list[Effect]:
                     if to.member.state.round != round_:
                         return []
-                    to.workspace.incoming_update(node.peer, step.shard, num_shards)[:] = data
-                    digest = leaf(memoryview(data))
+                    to.workspace.keep_update(node.peer, part, data)
+                    digest = leaf(as_bytes(data))
                     return to.member.update_arrived(self.now, round_, node.peer, step.shard, digest)
 
                 self._push(node, to, update_arrives, round_)
             case exchange.SendAggregate():
                 to = self._by_id(step.to)
-                data = bytes(node.workspace.incoming_aggregate(attempt, step.shard, num_shards))
+                data = np.array(node.workspace.aggregated(part, attempt))
 
                 def aggregate_arrives() -> list[Effect]:
                     if to.member.state.round != round_:
                         return []
-                    to.workspace.incoming_aggregate(attempt, step.shard, num_shards)[:] = data
+                    to.workspace.keep_aggregate(part, attempt, num_updates, data)
                     return to.member.aggregate_arrived(self.now, round_, attempt, step.shard)
 
                 self._push(node, to, aggregate_arrives, round_)
@@ -407,7 +408,8 @@ class World:
         if node.life != life or not node.alive or cut is None or node.member.state.attempt != effect.attempt:
             return
         weights = [(PeerId(entry.member), entry.samples) for entry in cut.contributions]
-        node.workspace.aggregate(shard, node.member.work.plan.num_shards, effect.attempt, weights, node.peer)
+        part = Part(effect.round, shard, node.member.work.plan.num_shards)
+        node.workspace.aggregate(part, effect.attempt, weights, node.peer)
         self._event(node, lambda: node.member.aggregated(self.now, effect.round, effect.attempt, shard))
 
     def _step(self, node: Node, life: int, effect: effects.Step) -> None:
@@ -477,7 +479,7 @@ def simulate(
     num_peers: int = 4,
     rounds: int = 4,
     visits: bool = False,
-    codec: CodecName = "int8",
+    codec: str = "int8",
     seconds: float = 0.0,
 ) -> World:
     """Run one world with faults drawn from the seed, and visitors; raise `Broken` with the seed in its message."""

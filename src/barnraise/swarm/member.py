@@ -49,7 +49,7 @@ from barnraise.swarm.abstention import Abstention
 from barnraise.swarm.donors import Donors
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.mailbox import Mailbox
-from barnraise.swarm.messages import Commit, Genesis, GenesisWanted, Message, StateWanted, Status, Want
+from barnraise.swarm.messages import Commit, Genesis, GenesisWanted, Links, Message, StateWanted, Status, Want
 from barnraise.swarm.pace import Pace
 from barnraise.swarm.presence import Presence
 from barnraise.swarm.records import Cut, Regroup, Result
@@ -246,6 +246,8 @@ class Member:
                 found.append(effects.Send(to=sender, message=Genesis(config=speech.shared_config(self.state))))
             case Genesis():
                 pass  # only who does not know the run yet asks for it, and asks without this machine
+            case Links():
+                self._on_links(sender, message)
             case StateWanted():
                 found.append(effects.SendState(to=sender, height=message.height, is_hollow=message.is_hollow))
             case voting.Propose() | voting.Accept() | voting.Change() | voting.Decided():
@@ -289,6 +291,18 @@ class Member:
         if behind > MAX_BEHIND and message.round > self.state.round:
             return self._catch_up(now, sender)
         return [effects.Send(to=sender, message=Want(height=self.state.height, round=self.state.round, commitments=()))]
+
+    def _on_links(self, sender: PeerId, message: Links) -> None:
+        """Note what a member says of its links, if it is about the members that we know: if not, it is told again."""
+        if message.epoch != self.state.epoch or sender not in self.state.peers:
+            return
+        counts = len(message.row.latencies_us), len(message.row.bandwidths_kb_s)
+        if counts != (len(self.state.members),) * 2:
+            said = (
+                f"told {counts[0]} latencies and {counts[1]} bandwidths of links to {len(self.state.members)} members"
+            )
+            raise PeerError(sender, said)
+        self.presence.note_links(sender, message.epoch, message.row)
 
     def _on_want(self, sender: PeerId, message: Want) -> list[Effect]:
         found: list[Effect] = []

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from barnraise.collective.links import Row
 from barnraise.consensus.voting import Accept, BallotMessage, Change, Decided, Propose
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
@@ -58,7 +59,14 @@ class StateWanted(_Message, frozen=True, kw_only=True):
     """Send the tensors also if there is no newer entry."""
 
 
-Message = Commit | Status | Want | GenesisWanted | Genesis | StateWanted | Propose | Accept | Change | Decided
+class Links(_Message, frozen=True, kw_only=True):
+    """What I know of my own links, in the order of the members of this epoch. An opinion, for plans and for people."""
+
+    epoch: Count
+    row: Row
+
+
+Message = Commit | Status | Want | GenesisWanted | Genesis | StateWanted | Links | Propose | Accept | Change | Decided
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder: Decoder[Message] = Decoder(msgspec.msgpack.Decoder(Message))
@@ -86,6 +94,7 @@ __all__ = [
     "Commit",
     "Genesis",
     "GenesisWanted",
+    "Links",
     "Message",
     "StateWanted",
     "Status",

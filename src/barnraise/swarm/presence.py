@@ -1,8 +1,9 @@
-"""Who is there, as one member sees it: connections that are up, and who has been silent for too long."""
+"""Who is there, as one member sees it: connections that are up, who has been silent for too long, and what their links do."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from barnraise.collective.links import Row
 from barnraise.ids import PeerId
 
 NEWCOMER_FRESH_S = 3.0
@@ -17,11 +18,14 @@ class _Sighting:
     wants_in: bool = False
     wants_out: bool = False
     is_hollow: bool = False
+    links: Row | None = None
+    links_epoch: int = -1
+    """Whose members ``links`` is about, in their order."""
 
 
 @dataclass(kw_only=True)
 class Presence:
-    """Opinion, not agreement: it only decides whom to wait for."""
+    """Opinion, not agreement: it only decides whom to wait for, and what plans and people are told of links."""
 
     me: PeerId
     timeout_s: float
@@ -35,7 +39,8 @@ class Presence:
 
     def down(self, peer: PeerId) -> None:
         """Note that a connection is gone."""
-        self._seen.setdefault(peer, _Sighting()).connected = False
+        sighting = self._seen.setdefault(peer, _Sighting())
+        sighting.connected, sighting.links = False, None
 
     def heard(self, peer: PeerId, now: float) -> None:
         """Note a sign of life."""
@@ -46,6 +51,19 @@ class Presence:
         sighting = self._seen.setdefault(peer, _Sighting(connected=True))
         sighting.height, sighting.is_hollow = height, is_hollow
         sighting.wants_in, sighting.wants_out = wants_in, wants_out
+
+    def note_links(self, peer: PeerId, epoch: int, row: Row) -> None:
+        """Note what a peer said of its own links to the members of an epoch."""
+        sighting = self._seen.setdefault(peer, _Sighting(connected=True))
+        sighting.links, sighting.links_epoch = row, epoch
+
+    def links(self, epoch: int) -> dict[PeerId, Row]:
+        """Return the rows of those who are connected and have told theirs, of this very set of members."""
+        return {
+            peer: sighting.links
+            for peer, sighting in self._seen.items()
+            if sighting.links is not None and sighting.links_epoch == epoch
+        }
 
     @property
     def connected(self) -> tuple[PeerId, ...]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
+import numpy as np
 
 from barnraise.aggregate import mean
-from barnraise.codec.codec import codec_of
+from barnraise.codec.chain import codec_of
 from barnraise.collective.exchange import Exchange
 from barnraise.collective.shards import root
 from barnraise.consensus.seniority import is_quorum
@@ -105,7 +106,7 @@ def commitment_of(state: State, me: PeerId, trained: Trained, sign: Sign) -> Com
             samples=trained.samples,
             steps=trained.steps,
             tokens=trained.tokens,
-            codec=codec_of(state.config).name,
+            codec=_codec_name(state),
             exponents=state.exponents,
             update_root=root(trained.leaves),
             trace_root=EMPTY_DIGEST,
@@ -140,8 +141,16 @@ def check_commitment(state: State, work: Work, sender: PeerId, message: Commit, 
 
 def _complaint(state: State, work: Work, message: Commit, commitment: Commitment) -> str:
     asked = sum(segment.count for segment in work.plan.slots.get(PeerId(commitment.member), ()))
-    codec = codec_of(state.config).name
-    expected = (records.VERSION, state.run, state.epoch, state.round, 0, state.vertex, codec, state.exponents)
+    expected = (
+        records.VERSION,
+        state.run,
+        state.epoch,
+        state.round,
+        0,
+        state.vertex,
+        _codec_name(state),
+        state.exponents,
+    )
     found = (
         commitment.version,
         commitment.run,
@@ -168,6 +177,11 @@ def _complaint(state: State, work: Work, message: Commit, commitment: Commitment
     if min(claims) < 0 or max(claims) > mean.MAX_TOTAL_WEIGHT:
         return "its claims are out of range"
     return ""
+
+
+def _codec_name(state: State) -> str:
+    """Return the codec's own name: a configuration may write the same one in several ways."""
+    return codec_of(state.config.round.codec, np.int16).name
 
 
 def _may_claim(state: State, samples: int, asked: int) -> bool:

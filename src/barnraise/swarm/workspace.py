@@ -1,25 +1,30 @@
 """The tensors a peer owns, and every computation of a round on them; numpy, no I/O.
 
     theta, momentum   the agreed parameters and the outer optimiser's state, float32[d]
-    residual          what rounding left of our last update that was in (error feedback), float32[d]
+    residual          what grid and codec left of our last update that was in, float32[d]
     sent              our update of this round as it travels, a list of encoded shards
-    updates           the other members' shards as they come in, encoded
-    aggregates        the round's aggregate as its shards come in, encoded, a list per attempt
+    updates           the other members' shards, once they have come in and were checked
+    aggregates        the shards of the round's aggregate, of each attempt, likewise
 
 `encode`, `aggregate` and `step` may each take tens of milliseconds: a node calls them in a worker thread, one at a
-time. Each goes through the vector once, in pieces that stay in the cache from the first operation to the hash.
-Nothing agreed changes before `commit`.
+time. They go through the vector in pieces that stay in the cache from one operation to the next. What comes in is kept
+by other threads meanwhile. Nothing agreed changes before `commit`.
+
+The residual is error feedback (`codec.feedback` has the theory and the plain form). Here it is of what the grid and the
+codec took together, exactly (update + residual) - decoded as far as float32 tells; which of the two residuals is behind
+a round is decided where the round is, and either is on disk before it commits.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import blake3
 import numpy as np
 
 from barnraise.aggregate.mean import weighted_mean
-from barnraise.codec import grid
-from barnraise.codec.codec import PIECE, Codec
+from barnraise.codec import grid, rounding
+from barnraise.codec.codec import PIECE, Codec, Malformed, Place, Reader
 from barnraise.codec.grid import Blocks, Bytes, Float32, Int16
 from barnraise.collective import shards
 from barnraise.config import RunConfig
@@ -29,6 +34,26 @@ from barnraise.outer.average import average
 from barnraise.outer.strategy import Strategy, strategy_of
 
 TENSOR_CONTEXT = "barnraise 1 tensor"
+
+
+class Part(NamedTuple):
+    """One shard of one round."""
+
+    round: int
+    shard: int
+    num_shards: int
+
+    @property
+    def place(self) -> Place:
+        """Return what the codec is to know of it."""
+        return Place(seed=self.round, index=self.shard)
+
+
+class Encoded(NamedTuple):
+    """A shard as it travels, and what reads it: its bytes were checked."""
+
+    data: Bytes
+    reader: Reader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,38 +99,87 @@ class Workspace:
             theta: float32[d]
             momentum: float32[d]
             residual: float32[d]
-            codec: How updates travel.
+            codec: How updates travel, of type int16.
             num_parameters: The first so many elements are parameters, the others buffers (batch statistics and the
                 like), which every strategy averages plainly. None: there are no buffers.
 
         Raises:
-            LocalError: a tensor lies on both sides of that border.
+            LocalError: a tensor lies on both sides of that border, or the codec is none of integers.
         """
         self.blocks = tuple(blocks)
         self.size = len(theta)
         self.num_parameters = self.size if num_parameters is None else num_parameters
         if any(start < self.num_parameters < stop for start, stop in self.blocks):
             raise LocalError(f"a tensor lies across element {self.num_parameters}, where the buffers begin")
+        if codec.dtype != np.int16:
+            raise LocalError(f"updates are grid integers, and {codec.name} is of {codec.dtype}")
         self.codec = codec
         self.theta, self.momentum, self.residual = theta, momentum, residual
         self.residual_after: Float32 | None = None
-        self._sent: list[Bytes] | None = None
-        self._updates: dict[tuple[PeerId, int, int], Bytes] = {}
-        self._aggregates: dict[tuple[int, int], list[Bytes]] = {}
+        self._sent: list[Encoded] | None = None
+        # A thread that is late may keep a shard of the round before: hence the whole part in the key, and nothing is
+        # ever looked for that was not reported for the round at hand. Setting one entry of a dict is atomic.
+        self._updates: dict[tuple[PeerId, Part], Encoded] = {}
+        self._aggregates: dict[tuple[int, Part], Encoded] = {}
         self._next: tuple[Float32, Float32] | None = None
         self.generation = 0
         """Counts rounds begun: what was ordered for an older one is not worth doing."""
 
-    def shard_bytes(self, shard: int, num_shards: int) -> int:
-        """Return the encoded size of a shard."""
-        start, stop = shards.bounds(self.size, num_shards)[shard]
-        return self.codec.size_bytes(stop - start)
+    # ---- shards that travel -----------------------------------------------------------------------------------
 
-    def encode(self, update: Float32, exponents: Sequence[int], num_shards: int) -> tuple[Digest, ...]:
+    def update_bound_bytes(self, part: Part) -> int:
+        """Return the most bytes that a shard of an update takes."""
+        return self.codec.bound_bytes(self._count(part))
+
+    def aggregate_bound_bytes(self, part: Part, num_updates: int) -> int:
+        """Return the most bytes that a shard of the aggregate of so many updates takes."""
+        return self.codec.for_aggregate(num_updates).bound_bytes(self._count(part))
+
+    def keep_update(self, sender: PeerId, part: Part, data: Bytes) -> None:
+        """Check a member's shard and keep it, in place of what was kept before.
+
+        Args:
+            data: uint8[n], which nobody writes to any more.
+
+        Raises:
+            Malformed: it cannot be decoded. What was kept before stays.
+        """
+        reader = self.codec.reader(data, self._count(part), part.place)
+        self._updates[sender, part] = Encoded(data, reader)
+
+    def keep_aggregate(self, part: Part, attempt: int, num_updates: int, data: Bytes) -> None:
+        """Check a finished shard and keep it, in place of what was kept before.
+
+        Args:
+            num_updates: So many members contributed.
+            data: uint8[n], which nobody writes to any more.
+
+        Raises:
+            Malformed: it cannot be decoded. What was kept before stays.
+        """
+        reader = self.codec.for_aggregate(num_updates).reader(data, self._count(part), part.place)
+        self._aggregates[attempt, part] = Encoded(data, reader)
+
+    def outgoing(self, part: Part) -> memoryview:
+        """Return the bytes of a shard of our update."""
+        if self._sent is None or len(self._sent) != part.num_shards:
+            raise LocalError("our update of this round is not encoded")
+        return as_bytes(self._sent[part.shard].data)
+
+    def aggregated(self, part: Part, attempt: int) -> memoryview:
+        """Return the bytes of a finished shard, to pass it on."""
+        return as_bytes(self._aggregate(part, attempt).data)
+
+    def read_aggregate(self, part: Part, attempt: int, first: int, last: int, out: Int16) -> None:
+        """Write the grid integers of a piece of a finished shard to ``out[: last - first]``."""
+        self._aggregate(part, attempt).reader.read(first, last, out)
+
+    # ---- the round's computations -----------------------------------------------------------------------------
+
+    def encode(self, update: Float32, exponents: Sequence[int], round_: int, num_shards: int) -> tuple[Digest, ...]:
         """Put our update of this round on the grid and through the codec; return the hashes of its shards.
 
-        What both took away is the residual that a later round makes good: exactly (update + residual) - decoded, as
-        far as float32 tells.
+        What both took away is the residual that a later round makes good.
 
         Args:
             update: float32[d], theta - w; overwritten.
@@ -115,68 +189,52 @@ class Workspace:
         """
         residual = np.empty_like(self.residual)
         sent = []
-        for start, stop in shards.bounds(self.size, num_shards):
-            data = np.empty(self.codec.size_bytes(stop - start), np.uint8)
-            self._encode_shard(update, exponents, start, stop, data, residual)
-            sent.append(data)
+        for shard, (start, stop) in enumerate(shards.bounds(self.size, num_shards)):
+            part, wanted = Part(round_, shard, num_shards), update[start:stop]
+            values = np.empty(stop - start, np.int16)
+            for block, low, high in grid.segments(self.blocks, start, stop):
+                near = slice(low - start, high - start)
+                rounding.to_grid(wanted[near], self.residual[low:high], exponents[block], values[near])
+            sent.append(_encoded(self.codec, values, part))
+            self._keep_remainder(wanted, start, sent[-1].reader, exponents, residual)
         self._sent, self.residual_after = sent, residual
-        return tuple(shards.leaf(as_bytes(data)) for data in sent)
+        return tuple(shards.leaf(as_bytes(encoded.data)) for encoded in sent)
 
-    def outgoing(self, shard: int, num_shards: int) -> memoryview:
-        """Return the bytes of a shard of our update."""
-        if self._sent is None or len(self._sent) != num_shards:
-            raise LocalError("our update of this round is not encoded")
-        return as_bytes(self._sent[shard])
-
-    def incoming_update(self, sender: PeerId, shard: int, num_shards: int) -> memoryview:
-        """Return where a member's shard is to be written; what was there is kept until it is overwritten."""
-        # A thread that is late may make room for a shard of the round before, when there were more members or fewer.
-        key = sender, shard, num_shards
-        return as_bytes(self._updates.setdefault(key, np.empty(self.shard_bytes(shard, num_shards), np.uint8)))
-
-    def incoming_aggregate(self, attempt: int, shard: int, num_shards: int) -> memoryview:
-        """Return where a finished shard is to be written, or read from to pass it on."""
-        return as_bytes(self._aggregate_of(attempt, num_shards)[shard])
-
-    def aggregate(
-        self, shard: int, num_shards: int, attempt: int, weights: Sequence[tuple[PeerId, int]], me: PeerId
-    ) -> None:
+    def aggregate(self, part: Part, attempt: int, weights: Sequence[tuple[PeerId, int]], me: PeerId) -> None:
         """Aggregate one shard of ours from the contributors' shards, which are all here, and encode the result.
 
         All members, this one too, go on with what these bytes decode to. What the codec takes from an aggregate is not
-        fed back: it is at most 1/127 of a block's largest element, and only the shard's owner, who changes with the
-        members, could keep it.
+        fed back: it is little (`Codec.for_aggregate`), and only the shard's owner, who changes with the members, could
+        keep it.
 
         Args:
             weights: ``(contributor, samples)``, in the order of the cut.
         """
-        updates = [
-            self._sent[shard] if peer == me and self._sent is not None else self._updates[peer, shard, num_shards]
+        readers = [
+            self._sent[part.shard].reader if peer == me and self._sent is not None else self._updates[peer, part].reader
             for peer, _ in weights
         ]
         samples = [weight for _, weight in weights]
-        data = self._aggregate_of(attempt, num_shards)[shard]
-        scratch, mean = np.empty((len(updates), PIECE), np.int16), np.empty(PIECE, np.int16)
-        start, stop = shards.bounds(self.size, num_shards)[shard]
-        for first, last in _pieces(0, stop - start):
-            decoded = [
-                self.codec.decode(update, first, last, row) for update, row in zip(updates, scratch, strict=True)
-            ]
-            weighted_mean(decoded, samples, mean[: last - first])
-            self.codec.encode(mean[: last - first], first, data)
+        scratch, mean = np.empty((len(readers), PIECE), np.int16), np.empty(self._count(part), np.int16)
+        for first, last in _pieces(0, len(mean)):
+            decoded = [row[: last - first] for row in scratch]
+            for reader, row in zip(readers, decoded, strict=True):
+                reader.read(first, last, row)
+            weighted_mean(decoded, samples, mean[first:last])
+        self._aggregates[attempt, part] = _encoded(self.codec.for_aggregate(len(readers)), mean, part)
 
     def step(self, attempt: int, exponents: Sequence[int], config: RunConfig, round_: int, num_shards: int) -> Roots:
-        """Apply the aggregate to a copy of the parameters and return what it hashes to.
+        """Apply the aggregate, whose shards are all here, to a copy of the parameters; return what that hashes to.
 
         Raises:
             LocalError: it leads to values that are not finite.
         """
         stride = Stride(self, strategy_of(config), config, round_, exponents)
-        for (start, stop), data in zip(
-            shards.bounds(self.size, num_shards), self._aggregate_of(attempt, num_shards), strict=True
-        ):
+        for shard, (start, stop) in enumerate(shards.bounds(self.size, num_shards)):
+            reader = self._aggregate(Part(round_, shard, num_shards), attempt).reader
             for first, last in _pieces(start, stop):
-                values = self.codec.decode(data, first - start, last - start, stride.scratch)
+                values = stride.scratch[: last - first]
+                reader.read(first - start, last - start, values)
                 stride.over(first, last, values)
         self._next = stride.theta, stride.momentum
         return stride.roots()
@@ -186,6 +244,8 @@ class Workspace:
         if self._next is None:
             raise LocalError("there is no step to commit")
         return self._next
+
+    # ---- the round's end --------------------------------------------------------------------------------------
 
     def commit(self, contributed: bool) -> None:
         """Make the stepped copy the parameters and begin the next round."""
@@ -211,37 +271,28 @@ class Workspace:
         self._updates.clear()
         self._aggregates.clear()
 
-    def _aggregate_of(self, attempt: int, num_shards: int) -> list[Bytes]:
-        found = self._aggregates.get((attempt, num_shards))
+    # ---- parts of it ------------------------------------------------------------------------------------------
+
+    def _count(self, part: Part) -> int:
+        start, stop = shards.bounds(self.size, part.num_shards)[part.shard]
+        return stop - start
+
+    def _aggregate(self, part: Part, attempt: int) -> Encoded:
+        found = self._aggregates.get((attempt, part))
         if found is None:
-            # 1. the thread that aggregates our shard and one that receives another's both find nothing;
-            # 2. each makes buffers. `setdefault` is atomic: both go on with the first, and no shard is lost.
-            made = [np.zeros(self.shard_bytes(shard, num_shards), np.uint8) for shard in range(num_shards)]
-            found = self._aggregates.setdefault((attempt, num_shards), made)
+            raise LocalError(f"shard {part.shard} of round {part.round} is not here yet")
         return found
 
-    def _encode_shard(
-        self, update: Float32, exponents: Sequence[int], start: int, stop: int, data: Bytes, residual: Float32
+    def _keep_remainder(
+        self, wanted: Float32, start: int, reader: Reader, exponents: Sequence[int], residual: Float32
     ) -> None:
-        scratch, decoded = np.empty(PIECE, np.int16), np.empty(PIECE, np.int16)
-        for first, last in _pieces(start, stop):
-            values = scratch[: last - first]
-            residual[first:last] = self.residual[first:last]
+        """Write what a shard's encoding lacks of what was wanted to the residual."""
+        decoded = np.empty(PIECE, np.int16)
+        for first, last in _pieces(start, start + len(wanted)):
+            reader.read(first - start, last - start, decoded)
             for block, low, high in grid.segments(self.blocks, first, last):
-                part = slice(low, high)
-                grid.encode(update[part], exponents[block], values[low - first : high - first], residual[part])
-            self.codec.encode(values, first - start, data)
-            if not self.codec.is_exact:
-                values -= self.codec.decode(data, first - start, last - start, decoded)
-                self._feed_back(values, exponents, first, residual)
-
-    def _feed_back(self, lost: Int16, exponents: Sequence[int], first: int, residual: Float32) -> None:
-        """Add what the codec took from the elements from ``first`` on to the residual."""
-        values = np.empty(len(lost), np.float32)
-        for block, low, high in grid.segments(self.blocks, first, first + len(lost)):
-            part = slice(low - first, high - first)
-            grid.decode(lost[part], exponents[block], values[part])
-            residual[low:high] += values[part]
+                values = decoded[low - first : high - first]
+                rounding.remainder(wanted[low - start : high - start], values, exponents[block], residual[low:high])
 
 
 class Stride:
@@ -293,3 +344,14 @@ def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Yield the pieces of a shard, ``(first, last)``."""
     for first in range(start, stop, PIECE):
         yield first, min(first + PIECE, stop)
+
+
+def _encoded(codec: Codec, values: Int16, part: Part) -> Encoded:
+    """Return a shard of ours, encoded, and as every other peer will read it."""
+    room = np.empty(codec.bound_bytes(len(values)), np.uint8)
+    size = codec.encode(values, room, part.place)
+    data = room if size == len(room) else room[:size].copy()
+    try:
+        return Encoded(data, codec.reader(data, len(values), part.place))
+    except Malformed as error:
+        raise LocalError(f"{codec.name} made an encoding that it does not read: {error}") from error

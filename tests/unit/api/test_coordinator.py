@@ -42,9 +42,9 @@ def updates_of(
     }
 
 
-@pytest.mark.parametrize("codec", ["grid16", "int8"])
+@pytest.mark.parametrize("codec", ["grid16", "int8", "int2", "topk:0.1+int8+zstd", "powersgd:2"])
 def test_a_scripted_run_has_the_parameters_of_a_simulated_one_bit_for_bit(codec: str) -> None:
-    world = World(seed=3, num_peers=4, rounds=4, codec=codec)  # type: ignore[arg-type]
+    world = World(seed=3, num_peers=4, rounds=4, codec=codec)
     world.run()
     there = world.nodes[0]
     coordinator = coordinator_of(world.config, [f"peer-{index}" for index in range(4)])

@@ -17,6 +17,7 @@ from barnraise.config import (
     PEER_PRESETS,
     PRESETS,
     PeerConfig,
+    RoundConfig,
     RunConfig,
     load_peer_table,
     load_run_config,
@@ -35,7 +36,10 @@ def test_a_written_file_is_the_preset(
     path = tmp_path / f"mine{suffix}"
     assert cli.main(["config", "--preset", preset, "-o", str(path)]) == 0
     assert f"barnraise start -c {path}" in capsys.readouterr().out
-    assert load_run_config(path) == RunConfig(model=PRESETS.get(preset, PRESETS["local"]))
+    codec = {"cloud": "int4", "edge": "topk:0.016+int2+zstd:3"}.get(preset, "int8")
+    assert load_run_config(path) == RunConfig(
+        model=PRESETS.get(preset, PRESETS["local"]), round=RoundConfig(codec=codec)
+    )
     expected = {**REQUIRED, **PEER_PRESETS.get(preset, PEER_PRESETS["local"])}
     peer = load_peer_table(path, REQUIRED)
     assert peer == PeerConfig(**{**expected, "data_dir": Path("/data"), "cluster_key_file": Path("/key")})
@@ -91,6 +95,7 @@ def test_presets_are_told_with_their_sizes(capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert re.search(r"small +6 x 256 +4\.9M +256 bytes", out)
     assert re.search(r"distributed +/ip4/lan/tcp/52415 +lan:52416 +invitation, and mDNS", out)
+    assert re.search(r"cloud +/ip4/lan/tcp/9000 +lan:9001 +invitation", out)
     assert cli.main(["presets", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in found] == [*PRESETS, *PEER_PRESETS]

@@ -47,7 +47,10 @@ def say(run: Any, index: int, phase: str, waits: int, **changes: Any) -> None:
         "phase": phase,
         "waiting_for": tuple(peers[2 : 2 + waits]),
         "members": tuple(MemberStatus(peer=peer, counts_from=0, missed=int(peer == peers[2])) for peer in peers),
-        "connected": (Connected(peer=peers[1], silent_s=0.5), Connected(peer="12D3KooWsomebody", silent_s=7.0)),
+        "connected": (
+            Connected(peer=peers[1], silent_s=0.5, latency_s=0.00021, bandwidth_bytes_s=117.9e6),
+            Connected(peer="12D3KooWsomebody", silent_s=7.0),
+        ),
         "vertex": run.state.vertex.hex(),
         "train_loss": 1.5,
         "tokens": 6144,
@@ -146,10 +149,14 @@ def test_peers_lists_members_and_guests(run: Any, capsys: pytest.CaptureFixture[
     me, second, third = run.directory.peers
     assert f"peer-0 ({me}) is running; it listens on /ip4/127.0.0.1/tcp/4001" in out
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[-4:]}
-    assert rows[me] == ["yes", "0", "0", "itself", "-"]
+    assert rows[me] == ["yes", "0", "0", "itself", "-", "-", "-"]
     assert rows[second][:4] == ["yes", "0", "0", "yes"]
-    assert rows[third] == ["yes", "0", "1", "no", "-"]
+    assert rows[third] == ["yes", "0", "1", "no", "-", "-", "-"]
     assert rows["12D3KooWsomebody"][:4] == ["no", "-", "-", "yes"]
+    assert " ".join(rows[second][-4:]) == "0.21 ms 943 Mbit/s"
+    assert " ".join(rows["12D3KooWsomebody"][-6:]) == "not known yet not known yet"
+    assert (found[1]["latency_s"], found[1]["bandwidth_bytes_s"]) == (0.00021, 117.9e6)
+    assert (found[3]["latency_s"], found[0]["latency_s"]) == (None, None)
     assert [row["is_connected"] for row in found] == [False, True, False, True]
     assert 10.0 <= found[3]["silent_s"] < 60.0
     assert found[0]["is_self"]

@@ -81,6 +81,12 @@ def test_options_override_the_file(conducted: list[Swarm], tmp_path: Path) -> No
     assert (swarm.settings["max_peers"], swarm.settings["log_level"]) == (3, "error")
 
 
+def test_a_new_runs_codec_goes_with_the_compression_level(conducted: list[Swarm]) -> None:
+    assert cli.main(["start", "--dir", "peer", "--compression-level", "5"]) == 0
+    (swarm,) = conducted
+    assert swarm.directory.resolved().round.codec == "int4"
+
+
 def test_an_invitation_makes_it_a_peer_of_that_run_and_is_not_needed_again(conducted: list[Swarm]) -> None:
     assert cli.main(["start", "--invitation", WORD, "--dir", "peer"]) == 0
     assert cli.main(["start", "--dir", "peer"]) == 0

@@ -58,6 +58,17 @@ def test_a_preset_replaces_the_model(text: Path) -> None:
     assert resolve(None, NO_FLAGS | {"data": str(text), "preset": "small"}, {}).model == PRESETS["small"]
 
 
+def test_a_compression_level_is_a_codec_unless_one_was_named(tmp_path: Path, text: Path) -> None:
+    flags = NO_FLAGS | {"data": str(text), "compression_level": 9}
+    assert resolve(None, NO_FLAGS | {"data": str(text)}, {}).round.codec == "int8"
+    assert resolve(None, flags, {}).round.codec == "topk:0.016+int2+zstd:3"
+    assert resolve(None, flags, {"BARNRAISE_RUN_ROUND__CODEC": "int4"}).round.codec == "int4"
+    assert resolve(write(tmp_path / "named.toml", '[round]\ncodec = "int8"\n'), flags, {}).round.codec == "int8"
+    assert resolve(write(tmp_path / "other.toml", "[round]\nsteps = 3\n"), flags, {}).round.codec.startswith("topk")
+    with pytest.raises(ConfigError, match=r"compression level of 12 is outside 1 \.\. 9"):
+        resolve(None, flags | {"compression_level": 12}, {})
+
+
 def test_the_digest_of_the_text_is_filled_in_and_its_path_made_absolute(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

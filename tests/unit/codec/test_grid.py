@@ -16,11 +16,11 @@ from barnraise.codec.grid import (
     Float32,
     Int16,
     decode,
-    encode,
     next_exponent,
     peak_of,
     segments,
 )
+from barnraise.codec.rounding import remainder, to_grid
 from barnraise.errors import LocalError
 
 EXPONENTS = st.integers(MIN_EXPONENT, MAX_EXPONENT)
@@ -34,8 +34,10 @@ def vectors(size: int, largest: float) -> st.SearchStrategy[Float32]:
 
 def encoded(update: Float32, residual: Float32, exponent: int) -> tuple[Int16, Float32, Float32]:
     """Return the integers, the float32 values they stand for, and the new residual."""
-    integers, rest, values = np.empty(len(update), np.int16), residual.copy(), np.empty_like(update)
-    encode(update.copy(), exponent, integers, rest)
+    integers, rest, values = np.empty(len(update), np.int16), np.empty_like(update), np.empty_like(update)
+    wanted = update.copy()
+    to_grid(wanted, residual, exponent, integers)
+    remainder(wanted, integers, exponent, rest)
     decode(integers, exponent, values)
     return integers, values, rest
 
@@ -104,7 +106,7 @@ def test_what_is_not_finite_is_refused_wherever_it_is(value: float, place: int) 
     update = np.zeros(9, np.float32)
     update[place] = value
     with pytest.raises(LocalError, match="not finite"):
-        encode(update, 16, np.empty(9, np.int16), np.zeros_like(update))
+        to_grid(update, np.zeros_like(update), 16, np.empty(9, np.int16))
 
 
 def test_nothing_is_encoded_too() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from barnraise.aggregate.mean import weighted_mean
-from barnraise.codec import grid
+from barnraise.codec import grid, rounding
 from barnraise.codec.grid import Float32
 from barnraise.config import OuterConfig, RoundConfig, RunConfig
 from barnraise.outer.diloco import CHUNK
@@ -44,7 +44,9 @@ def outer_round(
     """Do what a round does with its members' updates: grid, mean, step."""
     encoded = [np.empty(len(theta), np.int16) for _ in updates]
     for update, integers, residual in zip(updates, encoded, residuals, strict=True):
-        grid.encode(update.copy(), EXPONENT, integers, residual)
+        wanted = update.copy()
+        rounding.to_grid(wanted, residual, EXPONENT, integers)
+        rounding.remainder(wanted, integers, EXPONENT, residual)
     aggregate, gradient = np.empty(len(theta), np.int16), np.empty_like(theta)
     weighted_mean(encoded, weights or [1] * len(updates), aggregate)
     grid.decode(aggregate, EXPONENT, gradient)

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from barnraise.codec.codec import Codec, codec_of
+from barnraise.codec.chain import codec_of
+from barnraise.codec.codec import Codec
+from barnraise.codec.grid import Bytes
 from barnraise.collective.exchange import SendUpdate
 from barnraise.collective.shards import leaf
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
@@ -24,8 +26,9 @@ from barnraise.net.memory import open_medium
 from barnraise.peer.courier import MAX_LOG_BYTES, Courier, FetchedState, Header
 from barnraise.swarm.effects import Effect, Report, Transfer
 from barnraise.swarm.member import Member
+from barnraise.swarm.records import Contribution, Cut
 from barnraise.swarm.state import State, genesis
-from barnraise.swarm.workspace import Workspace, root_of
+from barnraise.swarm.workspace import Part, Workspace, root_of
 
 SIZE = 1000
 NUM_SHARDS = 3
@@ -43,24 +46,34 @@ def state_of(**changes: int) -> State:
         founders=MEMBERS, inner=InnerConfig(batch_size=1), round=RoundConfig(rounds=5, steps=2, codec="grid16")
     )
     zeros = np.zeros(SIZE, np.float32)
-    return replace(genesis(config, 1, root_of(zeros), root_of(zeros)), **changes)  # type: ignore[arg-type]
+    return replace(genesis(config, 1, root_of(zeros), root_of(zeros)), cut=CUT, **changes)  # type: ignore[arg-type]
+
+
+CUT = Cut(
+    run=bytes(32),
+    epoch=0,
+    round=2,
+    attempt=0,
+    previous=bytes(32),
+    contributions=tuple(Contribution(member, bytes(32), 2) for member in MEMBERS),
+)
 
 
 class Watched(Workspace):
-    """Counts what it was asked to make room for."""
+    """Notes what it was given to keep."""
 
     def __init__(self, codec: Codec) -> None:
         zeros = np.zeros(SIZE, np.float32)
         super().__init__(((0, SIZE),), zeros.copy(), zeros.copy(), zeros.copy(), codec=codec)
-        self.asked: list[tuple[object, ...]] = []
+        self.kept: list[tuple[object, ...]] = []
 
-    def incoming_update(self, sender: PeerId, shard: int, num_shards: int) -> memoryview:
-        self.asked.append(("update", sender, shard))
-        return super().incoming_update(sender, shard, num_shards)
+    def keep_update(self, sender: PeerId, part: Part, data: Bytes) -> None:
+        super().keep_update(sender, part, data)
+        self.kept.append(("update", sender, part, data.tobytes()))
 
-    def incoming_aggregate(self, attempt: int, shard: int, num_shards: int) -> memoryview:
-        self.asked.append(("aggregate", attempt, shard))
-        return super().incoming_aggregate(attempt, shard, num_shards)
+    def keep_aggregate(self, part: Part, attempt: int, num_updates: int, data: Bytes) -> None:
+        super().keep_aggregate(part, attempt, num_updates, data)
+        self.kept.append(("aggregate", part, attempt, num_updates, data.tobytes()))
 
 
 class Desk:
@@ -75,7 +88,7 @@ class Desk:
             now=0.0,
             peer_timeout_s=10.0,
         )
-        self.workspace = Watched(codec_of(self.member.state.config))
+        self.workspace = Watched(codec_of(self.member.state.config.round.codec, np.int16))
         self.posted: list[Callable[[float], list[Effect]]] = []
         self.fetched: list[FetchedState] = []
         self.courier = Courier(self.member, self.workspace, self.posted.append, self.fetched.append)
@@ -108,7 +121,6 @@ def test_a_members_shard_of_this_round_is_taken() -> None:
         pytest.param(OTHER, header(shard=1 << 62), SHARD_BYTES, id="a shard much too far"),
         pytest.param(OTHER, header(shard=-1), SHARD_BYTES, id="a negative shard"),
         pytest.param(OTHER, header(), SHARD_BYTES + 1, id="a byte too many"),
-        pytest.param(OTHER, header(), SHARD_BYTES - 1, id="a byte too few"),
         pytest.param(OTHER, header(), 0, id="nothing"),
         pytest.param(OTHER, header(), 1 << 50, id="a petabyte"),
         pytest.param(OTHER, header(shard=2), SHARD_BYTES, id="the size of another shard"),
@@ -130,7 +142,9 @@ def test_a_members_shard_of_this_round_is_taken() -> None:
 def test_what_was_not_asked_for_is_refused_before_anything_is_allocated(sender: PeerId, data: bytes, size: int) -> None:
     desk = Desk()
     assert desk.courier.sink(sender, data, size) is None
-    assert desk.workspace.asked == []
+    assert desk.courier.shard_bytes == 0
+    desk.courier.arrived(sender, data)
+    assert (desk.posted, desk.workspace.kept) == ([], [])
 
 
 @settings(deadline=None)
@@ -142,39 +156,95 @@ def test_no_header_raises_anything(data: bytes, size: int) -> None:
     assert desk.posted == []
 
 
-INT8_BYTES = 384 + 1
-"""An element is a byte, and a block of at most 1024 another."""
+INT8_BYTES = 384 + 2
+"""An element is a byte, and the step of a block of at most 1024 two."""
+INT4_BYTES = 384 // 2 + 3 * 2
 
 
-def desk_of_int8() -> Desk:
+def desk_of(codec: str) -> Desk:
     state = state_of(round=2)
-    return Desk(replace(state, config=replace(state.config, round=replace(state.config.round, codec="int8"))))
+    return Desk(replace(state, config=replace(state.config, round=replace(state.config.round, codec=codec))))
 
 
-@pytest.mark.parametrize("kind", ["update", "aggregate"])
-def test_a_shard_has_the_size_that_the_runs_codec_gives_it(kind: str) -> None:
-    desk = desk_of_int8()
-    assert desk.courier.sink(OTHER, header(kind=kind), SHARD_BYTES) is None
-    assert desk.workspace.asked == []
-    buffer = desk.courier.sink(OTHER, header(kind=kind), INT8_BYTES)
+@pytest.mark.parametrize(
+    ("codec", "kind", "bound"),
+    [
+        ("int8", "update", INT8_BYTES),
+        ("int8", "aggregate", INT8_BYTES),
+        ("int4", "update", INT4_BYTES),
+        ("int4", "aggregate", INT8_BYTES),
+    ],
+)
+def test_a_shard_is_no_longer_than_its_codec_can_make_it(codec: str, kind: str, bound: int) -> None:
+    desk = desk_of(codec)
+    assert desk.courier.sink(OTHER, header(kind=kind), bound + 1) is None
+    assert desk.courier.shard_bytes == 0
+    buffer = desk.courier.sink(OTHER, header(kind=kind), bound)
     assert buffer is not None
-    assert buffer.nbytes == INT8_BYTES
+    assert buffer.nbytes == desk.courier.shard_bytes == bound
+
+
+def test_before_the_cut_nobody_knows_how_long_an_aggregate_may_be() -> None:
+    desk = Desk(replace(state_of(round=2), cut=None))
+    assert desk.courier.sink(OTHER, header(kind="aggregate"), SHARD_BYTES) is None
+    assert desk.courier.sink(OTHER, header(kind="update"), SHARD_BYTES) is not None
 
 
 @pytest.mark.parametrize("kind", ["update", "aggregate"])
-def test_a_shard_that_cannot_be_decoded_counts_as_not_arrived_and_its_sender_is_named(kind: str) -> None:
-    desk = desk_of_int8()
-    for shift, arrives in ((9, False), (8, True)):
-        buffer = desk.courier.sink(OTHER, header(kind=kind), INT8_BYTES)
+def test_a_shard_has_a_length_of_its_own(kind: str) -> None:
+    desk, codec = desk_of("grid16+zstd"), codec_of("grid16+zstd", np.int16)
+    part, values = Part(2, 0, NUM_SHARDS), np.arange(384, dtype=np.int16) % 7
+    room = np.empty(codec.bound_bytes(384), np.uint8)
+    data = room[: codec.encode(values, room, part.place)].tobytes()
+    assert len(data) < SHARD_BYTES // 2
+    buffer = desk.courier.sink(OTHER, header(kind=kind), len(data))
+    assert buffer is not None
+    buffer[:] = data
+    desk.courier.arrived(OTHER, header(kind=kind))
+    expected = ("update", OTHER, part, data) if kind == "update" else ("aggregate", part, 0, len(MEMBERS), data)
+    assert desk.workspace.kept == [expected]
+    desk.courier.arrived(OTHER, header(kind=kind))
+    assert len(desk.workspace.kept) == len(desk.posted) == 1, "one room is one arrival"
+
+
+@pytest.mark.parametrize("kind", ["update", "aggregate"])
+@pytest.mark.parametrize("shortfall", [0, 1])
+def test_a_shard_that_cannot_be_decoded_counts_as_not_arrived_and_its_sender_is_named(
+    kind: str, shortfall: int
+) -> None:
+    desk = desk_of("int8")
+    for step, arrives in ((260, False), (259, not shortfall)):
+        buffer = desk.courier.sink(OTHER, header(kind=kind), INT8_BYTES - shortfall)
         assert buffer is not None
-        buffer[-1] = shift
+        buffer[:2] = step.to_bytes(2, "little")
         desk.courier.arrived(OTHER, header(kind=kind))
         post = desk.posted.pop()
         reports = post(0.0)
         assert bool(desk.member.work.updates_arrived or desk.member.work.aggregates_arrived) is arrives
-        reason = f"shard 0 of round 2 ({kind}): it shifts a block by 9 bits, over 8"
-        refusal = Report(event="peer.refused", fields={"peer": OTHER, "reason": reason})
-        assert (refusal in reports) is not arrives
+        complaint = (
+            f"{INT8_BYTES - 1} bytes instead of" if shortfall else "a block's scale of 260 (int8) is out of range"
+        )
+        refused = [report.fields for report in reports if isinstance(report, Report) and report.event == "peer.refused"]
+        assert bool(refused) is not arrives
+        for fields in refused:
+            assert fields["peer"] == OTHER
+            assert str(fields["reason"]).startswith(f"shard 0 of round 2 ({kind}): {complaint}")
+
+
+def test_a_room_that_two_transfers_may_share_is_copied_before_it_is_used() -> None:
+    desk = Desk()
+    first, second = (desk.courier.sink(OTHER, header(), SHARD_BYTES) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    first[:] = bytes([1]) * SHARD_BYTES
+    second[:] = bytes([2]) * SHARD_BYTES
+    desk.courier.arrived(OTHER, header())
+    second[:] = bytes([3]) * SHARD_BYTES
+    ((*_, data),) = desk.workspace.kept
+    assert data == bytes([2]) * SHARD_BYTES
+    stored = np.empty(384, np.int16)
+    desk.workspace._updates[OTHER, Part(2, 0, NUM_SHARDS)].reader.read(0, 384, stored)
+    assert set(stored.tolist()) == {0x0202}
 
 
 def test_an_aggregate_that_is_here_is_not_overwritten() -> None:
@@ -198,9 +268,8 @@ def test_a_shard_whose_round_ended_on_the_way_is_dropped(kind: str) -> None:
     assert desk.courier.sink(OTHER, last, 2 * (SIZE - 2 * 384)) is not None
     members = desk.member.state.members[:2]
     desk.member.caught_up(1.0, replace(desk.member.state, round=3, height=9, members=members))
-    desk.workspace.asked.clear()
     desk.courier.arrived(OTHER, last)
-    assert (desk.posted, desk.workspace.asked) == ([], [])
+    assert (desk.posted, desk.workspace.kept) == ([], [])
 
 
 def test_nothing_comes_in_for_a_round_whose_buffers_are_not_there_yet() -> None:
@@ -209,7 +278,7 @@ def test_nothing_comes_in_for_a_round_whose_buffers_are_not_there_yet() -> None:
     desk = Desk()
     desk.member.caught_up(1.0, replace(desk.member.state, round=3, height=9))
     assert desk.courier.sink(OTHER, header(round=3), SHARD_BYTES) is None
-    desk.courier.round = 3
+    desk.courier.enter(3)
     assert desk.courier.sink(OTHER, header(round=3), SHARD_BYTES) is not None
 
 
@@ -311,7 +380,7 @@ async def test_a_state_arrives_as_it_was_sent(num_entries: int, is_last: bool, a
 
 async def test_pushing_ends_when_the_round_is_over_or_the_time_is_up(autojump_clock: MockClock) -> None:
     desk = Desk()
-    desk.workspace.encode(np.zeros(SIZE, np.float32), (16,), NUM_SHARDS)
+    desk.workspace.encode(np.zeros(SIZE, np.float32), (16,), 2, NUM_SHARDS)
     parcel = desk.courier.pack(Transfer(round=2, attempt=0, step=SendUpdate(shard=0, to=OTHER)))
     assert msgspec.msgpack.decode(parcel.header, type=Header) == Header(kind="update", round=2, attempt=0, shard=0)
     async with open_medium(random.Random(1)) as medium:

@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from barnraise.codec.codec import codec_of
+from barnraise.codec.chain import codec_of
 from barnraise.config import InnerConfig, PeerConfig, RoundConfig, RunConfig
 from barnraise.consensus.voting import Decision, decided_message
 from barnraise.dag.blobs import Blobs
@@ -29,6 +29,7 @@ from barnraise.link.messages import Begin, Done, Finished, Initialise, Progress
 from barnraise.link.process import TrainerEvent, TrainerProcess
 from barnraise.net.memory import MemoryMedium, open_medium
 from barnraise.observe.events import EventLog
+from barnraise.observe.status import Status, read
 from barnraise.peer.driver import Driver
 from barnraise.peer.keyring import Hello, Keyring, read_hello
 from barnraise.swarm import messages, records
@@ -105,7 +106,7 @@ class Peer:
         self.driver = Driver(
             config=PeerConfig(data_dir=home, cluster_key_file=home / "key"),
             member=self.member,
-            workspace=Workspace(BLOCKS, theta, zeros, zeros.copy(), codec=codec_of(run)),
+            workspace=Workspace(BLOCKS, theta, zeros, zeros.copy(), codec=codec_of(run.round.codec, np.int16)),
             store=self.store,
             blobs=self.blobs,
             keys=keys,
@@ -132,6 +133,16 @@ class Peer:
             if found:
                 return found[0]
             await trio.sleep(0.02)
+
+    async def knew_all_links(self, count: int) -> Status:
+        """Wait until it has said a latency of every ordered pair, and that it exchanged something."""
+        while True:
+            found = read(self.home / "status.json")
+            rows = found.links if found else ()
+            known = sum(latency_us > 0 for row in rows for latency_us in row.latencies_us)
+            if found and known == count * (count - 1) and found.exchange.seconds.count:
+                return found
+            await trio.sleep(0.05)
 
     def theta(self) -> bytes:
         return Path(self.events("run.finished")[0]["theta_path"]).read_bytes()
@@ -175,6 +186,19 @@ async def test_three_peers_finish_with_equal_parameters(tmp_path: Path) -> None:
     assert values[0] == values[1] == values[2]
     first = sorted(work.segments[0].first for peer in peers for work in peer.trainer.begun)
     assert first == list(range(0, 3 * ROUNDS * 6, 6))
+
+
+async def test_everybody_comes_to_know_all_links_between_the_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("barnraise.peer.links.SURVEY_S", 0.1)
+    async with swarm(tmp_path, rounds=100_000) as (peers, _, _):
+        for peer in peers:
+            found = await peer.knew_all_links(len(peers))
+            assert found.parameters == SIZE
+            assert [entry.latency_s is not None for entry in found.connected] == [True, True]
+            assert [row.peer for row in found.links] == [member.peer for member in found.members]
+            assert peer.events("peer.refused") == []
 
 
 def log_on_disk(peer: Peer) -> list[Any]:

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from barnraise.codec.codec import codec_of
+from barnraise.codec.chain import codec_of
 from barnraise.codec.grid import Float32
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
 from barnraise.consensus.voting import VOTE_CONTEXT, Decision, digest, vote_bytes
@@ -133,7 +133,9 @@ class Side:
             is_hollow=is_hollow,
         )
         theta = ZEROS.copy() if is_hollow else theta_after(state.round)
-        self.workspace = Workspace(((0, SIZE),), theta, ZEROS.copy(), ZEROS.copy(), codec=codec_of(CONFIG))
+        self.workspace = Workspace(
+            ((0, SIZE),), theta, ZEROS.copy(), ZEROS.copy(), codec=codec_of(CONFIG.round.codec, np.int16)
+        )
         self.fetched: list[FetchedState] = []
         self.posted: list[Callable[[float], list[Effect]]] = []
         self.courier = Courier(self.member, self.workspace, self.posted.append, self.fetched.append)

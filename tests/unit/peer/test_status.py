@@ -1,16 +1,22 @@
 """What a member's machine looks like from outside, phase by phase."""
 
 import os
+from typing import cast
 
 import numpy as np
 import pytest
 
+from barnraise.collective.links import Row
 from barnraise.config import RoundConfig, RunConfig
 from barnraise.identity import Identity
-from barnraise.observe.status import Connected, MemberStatus
+from barnraise.ids import PeerId
+from barnraise.net.seam import Bulk, LinkSpeed, Network
+from barnraise.observe.counters import Meter
+from barnraise.observe.status import Connected, LinkRow, MemberStatus
+from barnraise.peer.links import LinkSurvey
 from barnraise.peer.status import status_of
 from barnraise.swarm.member import Member
-from barnraise.swarm.messages import Status
+from barnraise.swarm.messages import Links, Status
 from barnraise.swarm.round import Phase, Trained
 from barnraise.swarm.state import genesis
 from barnraise.swarm.workspace import root_of
@@ -85,3 +91,30 @@ def test_looking_changes_nothing(member: Member) -> None:
     before = (member.phase, member.state, dict(member.presence.silences(101.0)))
     status_of(member, now=101.0, unix_time=0)
     assert (member.phase, member.state, dict(member.presence.silences(101.0))) == before
+
+
+class Planes:
+    """Control and bulk plane that measured the same of everybody."""
+
+    def latency_s(self, peer: PeerId) -> float:
+        return 0.0123456789
+
+    def speed(self, peer: PeerId) -> LinkSpeed:
+        return LinkSpeed(latency_s=1.0, bandwidth_bytes_s=2_500_000.4)
+
+
+def test_it_tells_its_own_links_and_those_that_others_told(member: Member) -> None:
+    survey = LinkSurvey(member.me, cast(Network, Planes()), cast(Bulk, Planes()))
+    member.peer_up(101.0, PEERS[2])
+    row = Row(uplink_kb_s=5, downlink_kb_s=6, latencies_us=(1, 2, 0), bandwidths_kb_s=(3, 4, 0))
+    member.receive(101.0, PEERS[2], Links(epoch=0, row=row))
+    meter = Meter().plus(took_s=1.0, sent_bytes=1, received_bytes=1)
+    status = status_of(member, now=101.0, unix_time=0, parameters=8, survey=survey, exchange=meter)
+    assert status.connected == (
+        Connected(peer=PEERS[2], silent_s=0.0, latency_s=0.012346, bandwidth_bytes_s=2_500_000.0),
+    )
+    assert status.links == (
+        LinkRow(peer=PEERS[1], latencies_us=(12346, 0, 12346), bandwidths_kb_s=(2500, 0, 2500)),
+        LinkRow(peer=PEERS[2], uplink_kb_s=5, downlink_kb_s=6, latencies_us=(1, 2, 0), bandwidths_kb_s=(3, 4, 0)),
+    )
+    assert (status.parameters, status.exchange) == (8, meter)

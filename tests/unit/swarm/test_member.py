@@ -9,6 +9,7 @@ import blake3
 import pytest
 
 from barnraise.collective import exchange
+from barnraise.collective.links import Row
 from barnraise.config import DataConfig, InnerConfig, ModelConfig, RoundConfig, RunConfig, parse_run_config
 from barnraise.consensus.voting import Accept, Decision, Persisted
 from barnraise.errors import PeerError
@@ -18,7 +19,7 @@ from barnraise.swarm.adopt import adopt
 from barnraise.swarm.donors import SHUN_S
 from barnraise.swarm.effects import Effect, Finish
 from barnraise.swarm.member import Member
-from barnraise.swarm.messages import Genesis, GenesisWanted, Message, StateWanted, Status
+from barnraise.swarm.messages import Genesis, GenesisWanted, Links, Message, StateWanted, Status
 from barnraise.swarm.records import Cut, LogEvent, Regroup, Result
 from barnraise.swarm.round import Phase, Stepped, Trained
 from barnraise.swarm.state import MAX_SAMPLES, State, genesis
@@ -644,3 +645,42 @@ def test_every_entry_of_the_log_is_what_was_signed() -> None:
     room = room_of(A, B)
     room.train()
     assert [records.decode_event.decode(decision.value) for decision in room.decisions] == room.log
+
+
+def links_of(*latencies_us: int, epoch: int = 0) -> Links:
+    row = Row(uplink_kb_s=0, downlink_kb_s=0, latencies_us=latencies_us, bandwidths_kb_s=(0,) * len(latencies_us))
+    return Links(epoch=epoch, row=row)
+
+
+def test_what_members_say_of_their_links_is_noted_until_they_are_gone() -> None:
+    room = Room(config_of(A, B))
+    member = room.enter(A)
+    room.enter(B)
+    before = (member.phase, member.state)
+    member.receive(room.now, B, links_of(7, 0))
+    member.receive(room.now, B, links_of(8, 0))
+    assert member.presence.links(0) == {B: links_of(8, 0).row}
+    assert member.presence.links(1) == {}
+    assert (member.phase, member.state) == before
+    room.die(B)
+    assert member.presence.links(0) == {}
+
+
+def test_links_of_other_members_or_of_a_stranger_are_passed_over() -> None:
+    room = Room(config_of(A, B))
+    member = room.enter(A)
+    room.enter(B)
+    member.receive(room.now, B, links_of(7, 0, 0, epoch=1))
+    member.receive(room.now, C, links_of(7, 0))
+    assert member.presence.links(0) == member.presence.links(1) == {}
+
+
+@pytest.mark.parametrize("latencies_us", [(), (1,), (1,) * 3, (1,) * 4096])
+def test_links_to_more_or_fewer_than_there_are_break_the_protocol(latencies_us: tuple[int, ...]) -> None:
+    room = Room(config_of(A, B))
+    member = room.enter(A)
+    room.enter(B)
+    member.receive(room.now, B, links_of(7, 0))
+    with pytest.raises(PeerError, match="of links to 2 members"):
+        member.receive(room.now, B, links_of(*latencies_us))
+    assert member.presence.links(0) == {B: links_of(7, 0).row}
