@@ -33,7 +33,8 @@ import msgspec
 from barnraise.errors import LocalError, PeerError, Unavailable
 from barnraise.ids import PeerId
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
+"""2: links carry pings, and members tell each other of their links."""
 NONCE_BYTES: Final = 32
 INSTANCE_BYTES: Final = 16
 PROOF_BYTES: Final = 32

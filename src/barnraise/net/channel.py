@@ -10,11 +10,20 @@ import socket
 import struct
 import threading
 import time
+from typing import Final
 
 from barnraise.errors import PeerError, Unavailable
 from barnraise.net.frames import HEADER_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, TAG_BYTES, Kind, read_header
 from barnraise.net.handshake import RECORD_HEADER_BYTES, Agreed, Handshake, record_length
 from barnraise.net.keepalive import keep_alive
+
+SMALL_FRAME_BYTES: Final = 8 * 1024
+"""Room for announcements and replies; buffers for payload are allocated when there is some."""
+PATIENCE_PARTS: Final = 4
+"""The kernel times out after this part of the patience. A call that it ends early because some bytes have moved hides
+for how long none did, so a stop is noticed after 1 to 1.25 times the patience (with one part: after 3 times)."""
+MIN_TIMEOUT_S: Final = 0.001
+"""Zero would mean for ever."""
 
 
 class Meter:
@@ -34,32 +43,60 @@ class Meter:
 
 
 class Channel:
-    """A sealed connection to one peer. Frames in, frames out; what they mean is `transfer.py`'s."""
+    """A sealed connection to one peer. Frames in, frames out; what they mean is `transfer.py`'s and `streams.py`'s."""
 
     def __init__(self, sock: socket.socket, agreed: Agreed, meter: Meter, idle_timeout_s: float) -> None:
         """Take over the socket of a handshake that ended in ``agreed``."""
         self.peer = agreed.peer
-        self._sock = sock
+        self.socket = sock
         self._agreed = agreed
         self._meter = meter
-        self._idle_timeout_s = idle_timeout_s
-        self._frame = memoryview(bytearray(MAX_FRAME_BYTES))
-        self.scratch = memoryview(bytearray(MAX_PAYLOAD_BYTES))
-        _prepare(sock, idle_timeout_s)
+        self._ending = threading.Lock()
+        self._is_interrupted = False
+        self._outgoing = memoryview(bytearray(SMALL_FRAME_BYTES))
+        self._incoming = memoryview(bytearray(SMALL_FRAME_BYTES))
+        self._scratch = memoryview(b"")
+        self._start = self._stop = 0  # what of `_incoming` was taken from the socket and not yet opened
+        _prepare(sock)
+        self.patience(idle_timeout_s)
+
+    @property
+    def scratch(self) -> memoryview:
+        """Room for one payload, for whoever uses the channel."""
+        if not self._scratch:
+            self._scratch = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+        return self._scratch
+
+    def patience(self, seconds: float) -> None:
+        """Let later calls give up once no byte has moved for so long."""
+        self._patience_s = seconds
+        part_s = max(seconds / PATIENCE_PARTS, MIN_TIMEOUT_S)
+        timeval = struct.pack("@ll", int(part_s), int((part_s - int(part_s)) * 1e6))
+        with contextlib.suppress(OSError):  # closed meanwhile; the next call says so
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
     def send(self, kind: Kind, payload: memoryview | bytes) -> None:
         """Seal and send one frame.
 
         Raises:
-            Unavailable: the peer is gone, or took nothing for the idle timeout.
+            Unavailable: the peer is gone, or took nothing for the patience.
         """
-        size = self._agreed.sealer.seal_into(kind, payload, self._frame)
-        try:
-            self._sock.sendall(self._frame[:size])
-        except BlockingIOError:
-            raise self._gone(f"took nothing for {self._idle_timeout_s:g} s") from None
-        except OSError as error:
-            raise self._gone(f"went away ({error.strerror})") from error
+        size = HEADER_BYTES + len(payload) + TAG_BYTES
+        if size > len(self._outgoing):
+            self._outgoing = memoryview(bytearray(MAX_FRAME_BYTES))
+        self._agreed.sealer.seal_into(kind, payload, self._outgoing)
+        position = silent_parts = 0
+        while position < size:
+            try:
+                position += self.socket.send(self._outgoing[position:size])
+                silent_parts = 0
+            except BlockingIOError:
+                silent_parts += 1
+                if silent_parts == PATIENCE_PARTS:
+                    raise self._gone(f"took nothing for {self._patience_s:g} s") from None
+            except OSError as error:
+                raise self._gone(f"went away ({error.strerror})") from error
         self._meter.add(sent=size)
 
     def receive_payload(self, room: memoryview) -> int:
@@ -67,10 +104,10 @@ class Channel:
 
         Raises:
             PeerError: another frame came, one longer than ``room``, an empty or a forged one.
-            Unavailable: the peer is gone, or sent nothing for the idle timeout.
+            Unavailable: the peer is gone, or sent nothing for the patience.
         """
-        header = bytes(self._take(HEADER_BYTES))
-        length = self._check(header, Kind.PAYLOAD, min(len(room), MAX_PAYLOAD_BYTES))
+        limit = min(len(room), MAX_PAYLOAD_BYTES)
+        header, length = self._header(Kind.PAYLOAD, limit, limit)
         if not length:
             raise PeerError(self.peer, "an empty payload frame", header)
         self._open(header, room[:length])
@@ -78,74 +115,109 @@ class Channel:
 
     def receive_message(self, kind: Kind, max_bytes: int) -> bytes:
         """Return what the next frame holds, which must be of this kind. Raises like `receive_payload`."""
-        header = bytes(self._take(HEADER_BYTES))
-        message = memoryview(bytearray(self._check(header, kind, max_bytes)))
+        header, length = self._header(kind, max_bytes, 0)
+        message = memoryview(bytearray(length))
         self._open(header, message)
         return bytes(message)
 
+    def next_kind(self, ahead_bytes: int = 0) -> int:
+        """Wait for the next frame's header and return its kind, not authenticated yet. Raises `Unavailable`.
+
+        ``ahead_bytes``: what the frame is likely to hold, to be taken in the same call of the kernel.
+        """
+        self._await(HEADER_BYTES, HEADER_BYTES + ahead_bytes + TAG_BYTES)
+        return self._incoming[self._start + HEADER_BYTES - 1]
+
     def wait(self) -> bool:
         """Wait as long as it takes for the next frame to begin; say whether one did, or the peer closed."""
-        while True:
+        while self._start == self._stop:
             try:
                 return bool(self._peek(0))
             except BlockingIOError:
                 continue  # the socket's receive timeout; an idle channel may stay idle
             except OSError:
                 return False
+        return True
 
     def is_alive(self) -> bool:
         """Say whether an idle channel is still good: neither closed nor holding bytes that nobody asked for."""
         try:
             self._peek(socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return True
+            return self._start == self._stop
         except OSError:
             return False
         return False
 
     def interrupt(self) -> None:
         """End the connection; from any thread. The socket itself is freed by `close`."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        # Under a lock: with the descriptor freed and given out again in between, this would end a stranger's socket.
+        with self._ending, contextlib.suppress(OSError):
+            self._is_interrupted = True
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the connection and free the socket; only where no other thread uses the channel."""
         self.interrupt()
-        self._sock.close()
+        with self._ending:
+            self.socket.close()
 
     def _peek(self, flags: int) -> bytes:
-        return self._sock.recv(1, socket.MSG_PEEK | flags)
+        return self.socket.recv(1, socket.MSG_PEEK | flags)
 
-    def _check(self, header: bytes, kind: Kind, max_bytes: int) -> int:
+    def _header(self, kind: Kind, max_bytes: int, ahead_bytes: int) -> tuple[bytes, int]:
+        self._await(HEADER_BYTES, HEADER_BYTES + ahead_bytes + TAG_BYTES)
+        header = bytes(self._incoming[self._start : self._start + HEADER_BYTES])
         try:
-            return read_header(header, kind, max_bytes)
+            return header, read_header(header, kind, max_bytes)
         except ValueError as error:
             raise PeerError(self.peer, str(error), header) from error
 
     def _open(self, header: bytes, payload: memoryview) -> None:
-        sealed = self._take(len(payload) + TAG_BYTES)
+        size = HEADER_BYTES + len(payload) + TAG_BYTES
+        self._await(size, size)
+        begin, end = self._start, self._start + size
+        self._start, self._stop = (0, 0) if end == self._stop else (end, self._stop)
         try:
-            self._agreed.opener.open_into(header, sealed, payload)
+            self._agreed.opener.open_into(header, self._incoming[begin + HEADER_BYTES : end], payload)
         except ValueError as error:
             raise PeerError(self.peer, str(error), header) from error
 
-    def _take(self, size: int) -> memoryview:
-        """Fill the frame buffer's first ``size`` bytes from the socket."""
-        filled = 0
-        while filled < size:
+    def _await(self, needed: int, wanted: int) -> None:
+        """Have ``needed`` bytes of what was not yet opened in the buffer, and up to ``wanted`` if they are there."""
+        if self._stop - self._start >= needed:
+            return
+        if self._start + wanted > len(self._incoming):
+            self._make_room(wanted)
+        flags = socket.MSG_WAITALL if wanted == needed else 0
+        before = self._stop
+        while self._stop - self._start < needed:
+            self._stop += self._take(self._incoming[self._stop : self._start + wanted], flags)
+        self._meter.add(received=self._stop - before)
+
+    def _make_room(self, wanted: int) -> None:
+        rest = bytes(self._incoming[self._start : self._stop])
+        if wanted > len(self._incoming):
+            self._incoming = memoryview(bytearray(MAX_FRAME_BYTES))
+        self._start, self._stop = 0, len(rest)
+        self._incoming[: len(rest)] = rest
+
+    def _take(self, room: memoryview, flags: int) -> int:
+        for _ in range(PATIENCE_PARTS):
             try:
-                count = self._sock.recv_into(self._frame[filled:size], 0, socket.MSG_WAITALL)
+                count = self.socket.recv_into(room, 0, flags)
             except BlockingIOError:
-                raise self._gone(f"sent nothing for {self._idle_timeout_s:g} s") from None
+                continue
             except OSError as error:
                 raise self._gone(f"went away ({error.strerror})") from error
             if not count:
                 raise self._gone("closed the connection")
-            filled += count
-        self._meter.add(received=size)
-        return self._frame[:size]
+            return count
+        raise self._gone(f"sent nothing for {self._patience_s:g} s")
 
     def _gone(self, what: str) -> Unavailable:
+        if self._is_interrupted:
+            return Unavailable(f"peer {self.peer}: the bulk channel was interrupted at this end")
         return Unavailable(f"peer {self.peer}: the bulk channel's other end {what}")
 
 
@@ -207,11 +279,7 @@ def _remaining(ends_at: float) -> float:
     return remaining_s
 
 
-def _prepare(sock: socket.socket, idle_timeout_s: float) -> None:
-    seconds = int(idle_timeout_s)
-    timeval = struct.pack("@ll", seconds, int((idle_timeout_s - seconds) * 1e6))
+def _prepare(sock: socket.socket) -> None:
     sock.settimeout(None)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     keep_alive(sock)

@@ -48,6 +48,10 @@ class Kind(enum.IntEnum):
     """A piece of the caller's bytes; from the dialer."""
     REPLY = 3
     """What became of it; from the listener."""
+    STREAM = 4
+    """This connection belongs to a stream: only PAYLOAD frames follow, and END; from the dialer."""
+    END = 5
+    """Nothing more follows on this stream: what ends without it was cut off."""
 
 
 class _Key:
@@ -87,11 +91,12 @@ class Sealer:
 
 
 class Opener:
-    """Opens one direction's frames, in order. After one that does not open, the channel is of no more use."""
+    """Opens one direction's frames, in order. After one that does not open, none does."""
 
     def __init__(self, suite: Suite, key: bytes, rekey_frames: int = REKEY_FRAMES) -> None:
         """Take the direction's 32-byte key."""
         self._key = _Key(suite, key, rekey_frames)
+        self._has_failed = False
 
     def open_into(self, header: bytes, sealed: memoryview, payload: memoryview) -> None:
         """Write what a frame holds to ``payload``, which has exactly the length that its header announces.
@@ -101,8 +106,11 @@ class Opener:
         """
         cipher, nonce = self._key.next()
         try:
+            if self._has_failed:
+                raise InvalidTag
             cipher.decrypt_into(nonce, sealed, header, payload)
         except InvalidTag:
+            self._has_failed = True
             raise ValueError(f"a frame of {len(payload)} bytes is not authentic") from None
 
 

@@ -64,6 +64,7 @@ from barnraise.ids import PeerId
 from barnraise.net.addresses import MAX_ADDRESSES_PER_PEER, PeerAddress
 from barnraise.net.admission import ADMISSION_DEADLINE_S
 from barnraise.net.claims import DIAL_DEADLINE_S
+from barnraise.net.congestion import measured
 from barnraise.net.keepalive import keep_alive
 
 CONTROL_PROTOCOL: Final = TProtocol("/barnraise/control/1")
@@ -127,6 +128,16 @@ class ControlStream(trio.abc.HalfCloseableStream):
         assert isinstance(handshake_hash, bytes)
         assert len(handshake_hash) == 32
         return handshake_hash
+
+    @property
+    def round_trip_s(self) -> float | None:
+        """Return the shortest round trip that the kernel saw; None where it does not say."""
+        secured: Any = self._muxer.secured_conn
+        try:
+            found = measured(secured.conn.conn.stream.stream.socket)
+        except AttributeError:  # another transport than TCP is underneath, or the socket is closed
+            return None
+        return found.round_trip_s or None if found else None
 
     def keep(self) -> None:
         """Mark the connection as carrying an admitted link, so that the admission deadline no longer applies to it."""

@@ -124,6 +124,11 @@ class Libp2pNetwork:
             raise Unavailable(f"peer {to} is not connected: {self.refusals.get(to, 'waiting for it')}")
         await link.send(message)
 
+    def latency_s(self, peer: PeerId) -> float | None:
+        """Return the one-way latency to a connected peer as heartbeats found it; None before one was answered."""
+        link = self._links.get(peer)
+        return link.latency_s if link else None
+
     def meet(self, addresses: Iterable[PeerAddress]) -> None:
         """Dial peers that were seen on the local network; who does not answer is forgotten until it is seen again."""
         for address in addresses:
@@ -286,6 +291,7 @@ class Libp2pNetwork:
                 stream,
                 lambda data: self._learn(stream.peer, data),
                 lambda words: self._hear_warning(stream, words),
+                lambda: stream.round_trip_s,
             )
             await self._carry(claim, link)
             return trio.current_time() - began

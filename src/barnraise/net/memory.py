@@ -17,7 +17,17 @@ import trio
 from barnraise.errors import LocalError, Unavailable
 from barnraise.ids import PeerId
 from barnraise.net.links import Link, open_events
-from barnraise.net.seam import MAX_HEADER_BYTES, Arrived, NetworkEvent, PeerDown, PeerUp, Sink
+from barnraise.net.memory_streams import MemoryStream, Pipe
+from barnraise.net.seam import (
+    MAX_HEADER_BYTES,
+    Arrived,
+    LinkSpeed,
+    NetworkEvent,
+    PeerDown,
+    PeerUp,
+    Sink,
+    StreamSink,
+)
 
 RELINK_S: Final = 0.2
 """About how long two peers take to find each other again after they lost their link."""
@@ -98,6 +108,11 @@ class MemoryNetwork:
             raise Unavailable(f"peer {to} is not connected: waiting for it")
         await link.send(message)
 
+    def latency_s(self, peer: PeerId) -> float | None:
+        """Return what heartbeats found, as over libp2p: the draws of a round trip, halved and averaged."""
+        link = self._links.get(peer)
+        return link.latency_s if link else None
+
     async def carry(self, peer: PeerId, hello: bytes, pipe: _Pipe) -> None:
         """Carry one link until it is over."""
         link = self._links[peer] = Link(peer, hello, pipe, lambda payload: None)
@@ -121,15 +136,23 @@ class MemoryNetwork:
 class MemoryBulk:
     """The `Bulk` of one peer on a medium. Made by `MemoryMedium.bulk`.
 
-    Sink and arrived are called in trio's own thread, since a mocked clock would run away from worker threads; what
+    The three callbacks are called in trio's own thread, since a mocked clock would run away from worker threads; what
     hands over by `trio.lowlevel.TrioToken.run_sync_soon` works here and over sockets.
     """
 
-    def __init__(self, medium: "MemoryMedium", peer: PeerId, port: int, sink: Sink, arrived: Arrived) -> None:
+    def __init__(
+        self,
+        medium: "MemoryMedium",
+        peer: PeerId,
+        port: int,
+        sink: Sink,
+        arrived: Arrived,
+        streams: StreamSink | None,
+    ) -> None:
         self._medium = medium
         self._peer = peer
         self._port = port
-        self._sink, self._arrived = sink, arrived
+        self._sink, self._arrived, self._streams = sink, arrived, streams
         self._learned: dict[PeerId, int] = {}
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -144,13 +167,13 @@ class MemoryBulk:
         self._learned[peer] = port
 
     def forget(self, peer: PeerId) -> None:
-        """Forget a peer; transfers under way raise `Unavailable` when they would have ended."""
+        """Forget a peer; transfers under way raise `Unavailable` when they would have ended, streams at once."""
         self._learned.pop(peer, None)
+        self._medium.cut_streams(lambda *pair: set(pair) == {self._peer, peer})
 
     async def send(self, to: PeerId, header: bytes, parts: Sequence[memoryview]) -> None:
         """Send one payload; raises `Unavailable` and `LocalError` as over sockets."""
-        if len(header) > MAX_HEADER_BYTES:
-            raise LocalError(f"a bulk header of {len(header)} bytes is over the limit of {MAX_HEADER_BYTES}")
+        self._check(header)
         payload = b"".join(part.cast("B") for part in parts)
         buffer = self._receiver(to)._sink(self._peer, header, len(payload))
         if buffer is None:
@@ -161,6 +184,29 @@ class MemoryBulk:
         self.bytes_sent += len(header) + len(payload)
         receiver.bytes_received += len(header) + len(payload)
         receiver._arrived(self._peer, header)
+
+    async def open_stream(self, to: PeerId, header: bytes) -> MemoryStream:
+        """Open a stream, through which bytes take no time; raises `Unavailable` and `LocalError` as over sockets."""
+        self._check(header)
+        await trio.sleep(self._medium.delay_s(self._peer, to))
+        receiver, pipe = self._receiver(to), Pipe()
+        if receiver._streams is None:
+            raise Unavailable(f"peer {to} refused the stream: 'not wanted'")
+        try:
+            receiver._streams(self._peer, header, MemoryStream(self._peer, pipe, is_sending=False))
+        except Unavailable as refusal:
+            raise Unavailable(f"peer {to} refused the stream: {str(refusal)!r}") from refusal
+        self._medium.pipes.append((self._peer, to, pipe))
+        return MemoryStream(to, pipe, is_sending=True)
+
+    def speed(self, peer: PeerId) -> LinkSpeed | None:
+        """Return what the medium does to bytes, if they take any time at all."""
+        return self._medium.speed if peer in self._learned else None
+
+    @staticmethod
+    def _check(header: bytes) -> None:
+        if len(header) > MAX_HEADER_BYTES:
+            raise LocalError(f"a bulk header of {len(header)} bytes is over the limit of {MAX_HEADER_BYTES}")
 
     def _receiver(self, to: PeerId) -> "MemoryBulk":
         receiver = self._medium.bulks.get(to)
@@ -183,6 +229,7 @@ class MemoryMedium:
         self._bytes_per_s = bytes_per_s
         self._networks: dict[PeerId, MemoryNetwork] = {}
         self.bulks: dict[PeerId, MemoryBulk] = {}
+        self.pipes: list[tuple[PeerId, PeerId, Pipe]] = []
         self._sides: dict[PeerId, int] = {}
         self._pipes: dict[frozenset[PeerId], _Pipe] = {}
         self._draws: dict[tuple[PeerId, PeerId], random.Random] = {}
@@ -197,10 +244,10 @@ class MemoryMedium:
             self._nursery.start_soon(self._keep_linked, network, other)
         return network
 
-    def bulk(self, peer: PeerId, sink: Sink, arrived: Arrived) -> MemoryBulk:
+    def bulk(self, peer: PeerId, sink: Sink, arrived: Arrived, streams: StreamSink | None = None) -> MemoryBulk:
         """Return a peer's bulk plane."""
         port = 1024 + len(self.bulks)
-        bulk = self.bulks[peer] = MemoryBulk(self, peer, port, sink, arrived)
+        bulk = self.bulks[peer] = MemoryBulk(self, peer, port, sink, arrived, streams)
         return bulk
 
     def partition(self, *groups: Iterable[PeerId]) -> None:
@@ -211,6 +258,7 @@ class MemoryMedium:
         for pair, pipe in list(self._pipes.items()):
             if not self.reachable(*pair):
                 pipe.cut()
+        self.cut_streams(lambda *pair: not self.reachable(*pair))
         self._announce()
 
     def heal(self) -> None:
@@ -222,11 +270,20 @@ class MemoryMedium:
         """Break the connection of two peers, if they have one; they link again by themselves."""
         if pipe := self._pipes.get(frozenset((one, other))):
             pipe.cut()
+        self.cut_streams(lambda *pair: set(pair) == {one, other})
+
+    def cut_streams(self, applies: Callable[[PeerId, PeerId], bool]) -> None:
+        """Break the streams between certain peers."""
+        for sender, receiver, pipe in self.pipes:
+            if applies(sender, receiver):
+                pipe.cut()
+        self.pipes = [entry for entry in self.pipes if not applies(*entry[:2])]
 
     def crash(self, peer: PeerId) -> None:
         """Take a peer away without a word."""
         self._networks.pop(peer).crash()
         self.bulks.pop(peer, None)
+        self.cut_streams(lambda *pair: peer in pair)
         self._announce()
 
     def reachable(self, one: PeerId, other: PeerId) -> bool:
@@ -243,6 +300,13 @@ class MemoryMedium:
     def transfer_s(self, sender: PeerId, receiver: PeerId, size_bytes: int) -> float:
         """Draw how long a bulk transfer takes."""
         return self.delay_s(sender, receiver) + size_bytes / self._bytes_per_s
+
+    @property
+    def speed(self) -> LinkSpeed | None:
+        """Return the mean delay and the bandwidth, if that is finite."""
+        if math.isinf(self._bytes_per_s):
+            return None
+        return LinkSpeed(latency_s=sum(self._delays_s) / 2, bandwidth_bytes_s=self._bytes_per_s)
 
     def _announce(self) -> None:
         self._changed.set()

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import trio
 
+from barnraise.errors import Unavailable
 from barnraise.ids import PeerId
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -84,6 +85,10 @@ class Network(Protocol):
         """
         ...
 
+    def latency_s(self, peer: PeerId) -> float | None:
+        """Return the one-way latency to a connected peer as heartbeats found it; None before one was answered."""
+        ...
+
 
 Sink = Callable[[PeerId, bytes, int], memoryview | None]
 """``(sender, header, size_bytes)`` -> where to put the payload (a writable buffer of exactly that size), or
@@ -93,8 +98,84 @@ Arrived = Callable[[PeerId, bytes], None]
 """``(sender, header)``: the payload is whole and authentic in the sink's buffer. Called in a worker thread."""
 
 
+class Ended(Unavailable):
+    """A stream's sender closed it, and said so under seal: nothing is missing. Any other end was a cut."""
+
+
+class Stream(Protocol):
+    """One direction of sealed frames between two peers, in order, for worker threads: every call may block.
+
+    One thread sends, or one receives; `interrupt` alone may be called from any other at any time. A frame arrives whole,
+    authentic and in its place, or the call raises; after an error the stream is only good for `close`. An end that
+    the sender did not put there itself is never taken for one: `receive` raises `Ended` after the sender's `close`,
+    plain `Unavailable` where the connection ended otherwise. A sender does not learn what has arrived.
+    """
+
+    @property
+    def peer(self) -> PeerId:
+        """Whoever is at the other end."""
+        ...
+
+    def send(self, payload: memoryview | bytes) -> None:
+        """Send one frame of 1 to ``MAX_PAYLOAD_BYTES``, 512 KiB; return when ``payload`` may change again.
+
+        Raises:
+            Unavailable: the peer is gone, took no byte for the patience, or the stream was interrupted.
+            LocalError: the frame is empty or too long, or this is the receiving end.
+        """
+        ...
+
+    def receive(self, room: memoryview) -> int:
+        """Write the next frame, whole, to the start of ``room``, and return its length, at least 1.
+
+        After an error ``room`` may hold rubbish.
+
+        Raises:
+            Ended: the sender closed the stream after its last frame.
+            Unavailable: the peer is gone, sent no byte for the patience, or the stream was interrupted.
+            PeerError: what came is forged or altered, out of order, or longer than ``room``.
+            LocalError: ``room`` is empty, or this is the sending end.
+        """
+        ...
+
+    def patience(self, seconds: float) -> None:
+        """Let a call give up once no byte has moved for so long; a stop is noticed within 1.25 times that."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Tell whether the other end still takes frames, as far as is known here; of a sending end that is not in a call."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make what blocks and whatever comes after raise `Unavailable` at once; from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Free the stream; its sender first puts the end mark, for which it waits no longer than its patience.
+
+        Only where no other thread is in a call. After `interrupt` there is no mark and no wait.
+        """
+        ...
+
+
+StreamSink = Callable[[PeerId, bytes, Stream], None]
+"""``(opener, header, stream)``: a peer opened a stream to us. Takes it over, and must close it one day; returns at once.
+
+Called in a worker thread. Raises `Unavailable` to refuse it; the words are told to the peer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkSpeed:
+    """What was measured of the way to a peer."""
+
+    latency_s: float
+    """One way: half of the shortest round trip that TCP saw."""
+    bandwidth_bytes_s: float
+    """Moving average over real transfers to it."""
+
+
 class Bulk(Protocol):
-    """The bulk plane: pushes byte buffers to peers, encrypted and authenticated."""
+    """The bulk plane: pushes byte buffers to peers and opens streams to them, encrypted and authenticated."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -118,6 +199,21 @@ class Bulk(Protocol):
             Unavailable: the peer is unknown, unreachable, refused the transfer, or went away.
             LocalError: the header is too long.
         """
+        ...
+
+    async def open_stream(self, to: PeerId, header: bytes) -> Stream:
+        """Open a stream to a peer, over connections of its own; the caller must close it.
+
+        The caller bounds it in time with a cancel scope. `forget` interrupts the stream, and so does the plane's end.
+
+        Raises:
+            Unavailable: the peer is unknown, unreachable, or refused the stream.
+            LocalError: the header is too long.
+        """
+        ...
+
+    def speed(self, peer: PeerId) -> LinkSpeed | None:
+        """Return what was measured of the way to a peer; None before anything was."""
         ...
 
     @property

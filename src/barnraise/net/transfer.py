@@ -16,7 +16,7 @@ used, and that is how the receiver learns it. Blocking code for worker threads; 
 import contextlib
 import threading
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
@@ -26,6 +26,8 @@ from barnraise.net.channel import Channel
 from barnraise.net.frames import MAX_PAYLOAD_BYTES, Kind, cut
 from barnraise.net.seam import MAX_HEADER_BYTES, Arrived, Sink
 from barnraise.swarm.records import Decoder
+
+T = TypeVar("T")
 
 EAGER_BYTES: Final = 1024 * 1024
 ID_BYTES: Final = 16
@@ -93,20 +95,27 @@ def send_stripe(channel: Channel, announcement: Announcement, parts: Sequence[me
     """
     channel.send(Kind.ANNOUNCEMENT, _encode(announcement))
     if not announcement.is_eager:
-        _expect(channel, "go")
+        expect(channel, "go", "transfer")
     for piece in cut(parts, *announcement.bounds, channel.scratch):
         channel.send(Kind.PAYLOAD, piece)
-    _expect(channel, "taken")
+    expect(channel, "taken", "transfer")
 
 
-def _expect(channel: Channel, verdict: str) -> None:
+def expect(channel: Channel, verdict: str, what: str) -> None:
+    """Wait for this answer to ``what``, a transfer or a stream.
+
+    Raises:
+        Refused: it is not wanted.
+        Unavailable: the peer is gone or stalls.
+        PeerError: it breaks the protocol.
+    """
     message = channel.receive_message(Kind.REPLY, MAX_REPLY_BYTES)
     try:
         reply = _replies.decode(message)
     except msgspec.MsgspecError as error:
         raise PeerError(channel.peer, f"a malformed reply: {error}", message) from error
     if reply.verdict == "refused":
-        raise Refused(f"peer {channel.peer} refused the transfer: {reply.reason!r}")
+        raise Refused(f"peer {channel.peer} refused the {what}: {reply.reason!r}")
     if reply.verdict != verdict:
         raise PeerError(channel.peer, f"the reply {reply.verdict!r} where {verdict!r} was due", message)
 
@@ -235,8 +244,16 @@ class Inbox:
             self._changed.notify_all()
 
 
-def serve(channel: Channel, inbox: Inbox) -> None:
+def answer(channel: Channel, reply: Reply) -> None:
+    """Tell a sender what becomes of what it announced. Raises `Unavailable`."""
+    channel.send(Kind.REPLY, _encode(Reply(reply.verdict, reply.reason[:MAX_REASON_CHARACTERS])))
+
+
+def serve(channel: Channel, inbox: Inbox) -> bool:
     """Receive stripe after stripe on an accepted channel, until the peer closes it.
+
+    Returns:
+        Whether the channel goes on as a stream's: its next frame is a STREAM.
 
     Raises:
         PeerError: the peer breaks the protocol.
@@ -244,7 +261,9 @@ def serve(channel: Channel, inbox: Inbox) -> None:
     """
     with contextlib.ExitStack() as last:
         while channel.wait():
-            announcement = _announcement(channel)
+            if channel.next_kind() == Kind.STREAM:
+                return True
+            announcement = announced(channel, Kind.ANNOUNCEMENT, _announcements)
             # A sender starts its next transfer on a channel only after the last one ended, one way or the other.
             last.close()
             try:
@@ -254,12 +273,19 @@ def serve(channel: Channel, inbox: Inbox) -> None:
                 continue
             last.callback(inbox.fail, incoming, writing=False)
             _receive_stripe(channel, announcement, incoming, inbox)
+    return False
 
 
-def _announcement(channel: Channel) -> Announcement:
-    message = channel.receive_message(Kind.ANNOUNCEMENT, MAX_ANNOUNCEMENT_BYTES)
+def announced(channel: Channel, kind: Kind, decoder: Decoder[T]) -> T:
+    """Return what the next frame announces, which must be of this kind.
+
+    Raises:
+        PeerError: it is another frame, malformed or forged.
+        Unavailable: the peer is gone or stalls.
+    """
+    message = channel.receive_message(kind, MAX_ANNOUNCEMENT_BYTES)
     try:
-        return _announcements.decode(message)
+        return decoder.decode(message)
     except msgspec.MsgspecError as error:
         raise PeerError(channel.peer, f"a malformed announcement: {error}", message) from error
 
@@ -267,7 +293,7 @@ def _announcement(channel: Channel) -> Announcement:
 def _receive_stripe(channel: Channel, announcement: Announcement, incoming: Incoming, inbox: Inbox) -> None:
     try:
         if not announcement.is_eager:
-            channel.send(Kind.REPLY, _encode(Reply("go")))
+            answer(channel, Reply("go"))
         position, stop = announcement.bounds
         while position < stop:
             if incoming.failed:
@@ -277,11 +303,11 @@ def _receive_stripe(channel: Channel, announcement: Announcement, incoming: Inco
         inbox.fail(incoming, writing=True)
         raise
     inbox.finish(incoming, announcement.index)
-    channel.send(Kind.REPLY, _encode(Reply("taken")))
+    answer(channel, Reply("taken"))
 
 
 def _refuse(channel: Channel, announcement: Announcement, reason: str) -> None:
-    channel.send(Kind.REPLY, _encode(Reply("refused", reason[:MAX_REASON_CHARACTERS])))
+    answer(channel, Reply("refused", reason))
     if announcement.is_eager:
         start, stop = announcement.bounds
         while start < stop:

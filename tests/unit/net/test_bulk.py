@@ -15,7 +15,7 @@ from barnraise.errors import ConfigError, LocalError, Unavailable
 from barnraise.identity import ClusterKey, Identity
 from barnraise.ids import PeerId
 from barnraise.net import bulk as bulk_module
-from barnraise.net.bulk import BulkLimits, SealedBulk, open_bulk
+from barnraise.net.bulk import MIN_POOLED, BulkLimits, SealedBulk, open_bulk
 from barnraise.net.seam import MAX_HEADER_BYTES, Bulk
 
 KEY = ClusterKey(bytes(32))
@@ -119,7 +119,7 @@ async def test_four_peers_send_to_all_at_once_and_keep_their_connections() -> No
                 got = {peer: payload for (peer, header), payload in node.arrived.items() if header == round_}
                 assert got == {peer: payload for peer, payload in payloads.items() if peer != node.peer_id}
         for node in nodes:
-            assert all(len(peer.accepted) <= BulkLimits().connections for peer in node.bulk._peers.values())
+            assert all(len(peer.accepted) <= MIN_POOLED for peer in node.bulk._peers.values())
 
 
 async def test_bytes_are_counted_with_their_framing() -> None:
@@ -303,7 +303,7 @@ async def test_forgetting_a_peer_fails_what_is_under_way() -> None:
 
 
 async def expect_unavailable(sender: Node, receiver: Node) -> None:
-    with pytest.raises(Unavailable, match="bulk channel's other end"):
+    with pytest.raises(Unavailable, match="bulk channel"):
         await send(sender, receiver, b"", bytes(5 * MEBIBYTE))
 
 
@@ -386,6 +386,36 @@ async def test_idle_connections_are_probed_on_both_sides() -> None:
         (ours,) = alice.bulk._peers[bob.peer_id].idle
         (theirs,) = bob.bulk._peers[alice.peer_id].accepted
         for channel in (ours, theirs):
-            assert channel._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert channel._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 5
-            assert channel._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
+            assert channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 5
+            assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
+
+
+async def test_speed_is_measured_by_large_transfers() -> None:
+    async with pair() as (alice, bob):
+        await send(alice, bob, b"small", b"payload")
+        assert alice.bulk.speed(bob.peer_id) is None
+        await send(alice, bob, b"large", bytes(MEBIBYTE))
+        speed = alice.bulk.speed(bob.peer_id)
+        assert speed
+        assert 0 < speed.latency_s < 1
+        assert speed.bandwidth_bytes_s > 0
+        assert bob.bulk.speed(alice.peer_id) is None
+        assert alice.bulk.speed(STRANGER.peer_id) is None
+
+
+async def test_congestion_control_that_is_not_there_is_the_users_to_change() -> None:
+    with pytest.raises(ConfigError, match="congestion control 'warp'"):
+        async with running(Node(IDENTITIES[0], limits=BulkLimits(congestion="warp"))):
+            raise AssertionError("it runs")
+
+
+async def test_link_that_wants_more_connections_gets_more_permits() -> None:
+    async with pair() as (alice, bob):
+        peer = alice.bulk._peers[bob.peer_id]
+        for width, permits in ((1, MIN_POOLED), (5, 5), (3, 5)):
+            peer.widen(width)
+            assert (peer.width, peer.permits.value) == (permits, permits)
+        await send(alice, bob, b"h", bytes(8 * MEBIBYTE))
+        assert len(peer.idle) == 5
+        assert bob.arrived == {(alice.peer_id, b"h"): bytes(8 * MEBIBYTE)}

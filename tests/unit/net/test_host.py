@@ -432,3 +432,16 @@ async def test_what_is_too_long_is_our_own_fault() -> None:
     with pytest.raises(LocalError, match="8193 and 3 bytes"):
         async with network(ALICE, hello=bytes(8193)):
             raise AssertionError("opened")
+
+
+async def test_the_kernels_round_trip_is_told_while_the_connection_lives() -> None:
+    async with network(ALICE) as alice, network(BOB, bootstrap=alice.addresses) as bob:
+        assert isinstance(await next_event(bob), PeerUp)
+        link = bob._links[ALICE.peer_id]
+        await until(lambda: bob.latency_s(ALICE.peer_id))
+        shortest_s = link._shortest_s()
+        if hasattr(socket, "TCP_INFO"):
+            assert shortest_s is not None
+            assert 0 < shortest_s < PATIENCE_S
+            assert (bob.latency_s(ALICE.peer_id) or 0) <= shortest_s / 2
+    assert link._shortest_s() in (None, shortest_s)

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -140,6 +140,23 @@ async def test_what_cannot_be_sent_says_so(world: World) -> None:
         await alice.send(bob.peer_id, bytes(MAX_MESSAGE_BYTES + 1))
     with pytest.raises(Unavailable, match="not connected"):
         await alice.send(PeerId("nobody"), b"")
+
+
+async def test_both_ends_measure_the_latency_of_a_link_for_as_long_as_there_is_one(world: World) -> None:
+    alice, bob = await start_mesh(world, 2)
+    await until(lambda: None not in (alice.latency_s(bob.peer_id), bob.latency_s(alice.peer_id)))
+    for measured in (alice.latency_s(bob.peer_id), bob.latency_s(alice.peer_id)):
+        assert 0 < (measured or 0) < PATIENCE_S
+    assert alice.latency_s(PeerId("nobody")) is None
+    await world.stop(1)
+    assert isinstance(await next_event(alice), PeerDown)
+    await until(lambda: alice.latency_s(bob.peer_id) is None)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110  # what is waited for sets no event
+            await trio.sleep(0.01)
 
 
 async def test_a_peer_that_leaves_is_down_and_may_come_back(world: World) -> None:

@@ -204,7 +204,7 @@ def test_oversized_frames_are_refused_before_anything_is_asked() -> None:
     store = Store()
     for kind, limit in ((Kind.ANNOUNCEMENT, MAX_ANNOUNCEMENT_BYTES), (Kind.PAYLOAD, MAX_PAYLOAD_BYTES)):
         header = (2**32 - 1).to_bytes(4, "little") + bytes([kind])
-        reason = hostile(lambda mine, header=header: mine._sock.sendall(header), store)  # type: ignore[misc]
+        reason = hostile(lambda mine, header=header: mine.socket.sendall(header), store)  # type: ignore[misc]
         assert f"over the limit of {limit}" in reason or "where ANNOUNCEMENT" in reason
     assert not store.asked
 
@@ -240,7 +240,7 @@ def test_replayed_dropped_and_reordered_frames_are_refused(first: int, second: i
             frames.append(bytes(room[: mine._agreed.sealer.seal_into(kind, content, room)]))
         tampered = bytearray(frames[second])
         tampered[-1] ^= (first, second) == (0, 1)
-        mine._sock.sendall(frames[first] + tampered)
+        mine.socket.sendall(frames[first] + tampered)
 
     reason = hostile(attack)
     assert "not authentic" in reason or "a frame of kind" in reason
@@ -251,7 +251,7 @@ def test_truncated_frame_is_a_peer_that_went_away(cut_at: int) -> None:
     def attack(mine: Channel) -> None:
         room = memoryview(bytearray(100))
         size = mine._agreed.sealer.seal_into(Kind.ANNOUNCEMENT, msgspec.msgpack.encode(announce(4)), room)
-        mine._sock.sendall(room[: min(size, cut_at)])
+        mine.socket.sendall(room[: min(size, cut_at)])
         mine.interrupt()
 
     assert "closed the connection" in hostile(attack)
