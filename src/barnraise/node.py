@@ -27,7 +27,7 @@ import structlog
 import trio
 from numpy.typing import NDArray
 
-from barnraise.codec.codec import codec_of
+from barnraise.codec.chain import codec_of
 from barnraise.config import PeerConfig, RunConfig, load_peer_config, load_run_config, parse_run_id, save
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Founding, Store
@@ -106,7 +106,7 @@ async def run_peer(config: PeerConfig, run_file: Path, events: EventLog, wishes:
         arrived=lambda sender, header: drivers[0].courier.arrived(sender, header),
         host=host,
         port=port,
-        limits=BulkLimits(connections=config.bulk_connections),
+        limits=BulkLimits(connections=config.bulk_connections, congestion=config.congestion),
     )
     with contextlib.closing(Store(config.data_dir / "log.sqlite", run_id)) as store:
         async with planes as bulk, trio.open_nursery() as nursery:
@@ -206,7 +206,7 @@ async def _assemble(
         theta=zeros if theta is None else theta,
         momentum=zeros if momentum is None else momentum,
         residual=zeros.copy() if residual is None else residual,
-        codec=codec_of(run),
+        codec=codec_of(run.round.codec, np.int16),
         num_parameters=sum(math.prod(tensor.shape) for tensor in trainer_up.hello.layout if not tensor.is_buffer),
     )
     member = Member(

@@ -14,10 +14,11 @@ from typing import Final
 import msgspec
 
 from barnraise.errors import ConfigError
+from barnraise.observe.counters import Meter
 
 STATUS_FILE: Final = "status.json"
 MAX_STATUS_BYTES: Final = 4 * 1024 * 1024
-"""A thousand members take some 200 kB."""
+"""A thousand members take some 200 kB, the links between a hundred as much."""
 EVERY_S: Final = 1.0
 IDLE_EVERY_S: Final = 5.0
 """A peer about which nothing changes but who was heard when is told this often."""
@@ -39,6 +40,23 @@ class Connected(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
     silent_s: float
     """Seconds since it was last heard, at the status' time."""
+    latency_s: float | None = None
+    """One way; None: not measured yet."""
+    bandwidth_bytes_s: float | None = None
+    """From this peer to it; None: too little has been sent there."""
+
+
+class LinkRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What one member says of its own links, in the order of the status' ``members``; 0 is unknown."""
+
+    peer: str
+    uplink_kb_s: int = 0
+    """The most that it sent in all, as a lower bound of what it can."""
+    downlink_kb_s: int = 0
+    latencies_us: tuple[int, ...]
+    """One way, from it to each member."""
+    bandwidths_kb_s: tuple[int, ...]
+    """From it to each member; 1 is 1000 bytes a second."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +82,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[MemberStatus, ...] = ()
     """By seniority."""
     connected: tuple[Connected, ...] = ()
+    links: tuple[LinkRow, ...] = ()
+    """The link graph: this peer's own row, and those that connected members told."""
+    parameters: int = 0
+    """Of the model, which is what a round exchanges."""
     vertex: str = ""
     """Hex id of the newest checkpoint."""
     train_loss: float | None = None
@@ -74,6 +96,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     bytes_sent: int = 0
     """By this process."""
     bytes_received: int = 0
+    exchange: Meter = Meter()
+    """The exchanges of rounds: how long, how many bytes, how many failed, as histograms."""
 
 
 class StatusFile:
@@ -138,10 +162,12 @@ def read(path: Path) -> Status | None:
 
 
 def _same(one: Status, other: Status | None) -> bool:
-    """Tell whether two statuses differ in nothing but the time and who was heard when."""
+    """Tell whether two statuses differ in nothing but the time, who was heard when and what links measured."""
     if other is None:
         return False
     heard_alike = {entry.peer for entry in one.connected} == {entry.peer for entry in other.connected}
-    return heard_alike and msgspec.structs.replace(one, time=0.0, connected=()) == msgspec.structs.replace(
-        other, time=0.0, connected=()
-    )
+    return heard_alike and _lasting(one) == _lasting(other)
+
+
+def _lasting(status: Status) -> Status:
+    return msgspec.structs.replace(status, time=0.0, connected=(), links=())

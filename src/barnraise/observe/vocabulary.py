@@ -120,6 +120,8 @@ class RoundCommitted(_Event, frozen=True, kw_only=True, tag="round.committed"):
     """Of the parameters that the round began with, on the windows that its members measured."""
     tokens: int = 0
     """Of all contributors."""
+    failed_attempts: int = 0
+    """Attempts at the round's exchange that came to nothing before this one."""
     train_s: float = 0.0
     wait_s: float = 0.0
     exchange_s: float = 0.0

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from barnraise.observe.counters import Meter
 from barnraise.swarm.effects import Commit
 from barnraise.swarm.records import MICRO
 
@@ -25,18 +26,24 @@ class RoundBooks:
     exchanged_at: float | None = None
     stepped_at: float | None = None
     apply_s: float = 0.0
+    moved_at_cut: tuple[int, int] = (0, 0)
+    """Bytes sent and received by then."""
+    moved: tuple[int, int] = (0, 0)
+    """Bytes sent and received between the cut and the aggregate's arrival, whatever they were for."""
 
     def trained(self) -> None:
         """Mark the trainer's end."""
         self.trained_at = _now()
 
-    def cut(self) -> None:
-        """Mark the cut's agreement."""
+    def cut(self, sent: int, received: int) -> None:
+        """Mark the cut's agreement; ``sent`` and ``received`` are bytes so far."""
         self.cut_at = _now()
+        self.moved_at_cut = sent, received
 
-    def exchanged(self) -> None:
-        """Mark the aggregate's arrival."""
+    def exchanged(self, sent: int, received: int) -> None:
+        """Mark the aggregate's arrival; ``sent`` and ``received`` are bytes so far."""
         self.exchanged_at = _now()
+        self.moved = sent - self.moved_at_cut[0], received - self.moved_at_cut[1]
 
     def stepped(self) -> None:
         """Mark the end of the step on the copy."""
@@ -62,6 +69,17 @@ class RoundBooks:
             "took_s": round(end - self.began, 4),
         }
 
+    @property
+    def exchange_s(self) -> float:
+        """Return how long the exchange took; 0 where there was none."""
+        return max(0.0, self.exchanged_at - self.cut_at) if self.exchanged_at and self.cut_at else 0.0
+
+    def metered(self, meter: Meter, effect: Commit, sent: int, received: int) -> Meter:
+        """Return the meter of exchanges with this round in it; ``sent`` and ``received`` are bytes so far."""
+        sent_bytes, received_bytes = sent - self.sent, received - self.received
+        failed = effect.event.attempt
+        return meter.plus(took_s=self.exchange_s, sent_bytes=sent_bytes, received_bytes=received_bytes, failed=failed)
+
     def committed(self, effect: Commit, sent: int, received: int) -> dict[str, object]:
         """Return the fields of the round's ``round.committed``; ``sent`` and ``received`` are bytes so far."""
         event, metrics = effect.event, effect.event.metrics
@@ -76,6 +94,7 @@ class RoundBooks:
             "train_loss": metrics.train_loss / MICRO,
             "val_bits_per_byte": metrics.validation_loss / MICRO / math.log(2) if is_measured else None,
             "tokens": metrics.tokens,
+            "failed_attempts": event.attempt,
             "bytes_sent": sent - self.sent,
             "bytes_received": received - self.received,
             **self.figures(),

@@ -34,6 +34,7 @@ from barnraise.net.seam import (
     Received,
     Refused,
 )
+from barnraise.observe.counters import Meter
 from barnraise.observe.events import EventLog
 from barnraise.observe.status import STATUS_FILE, Status, StatusFile
 from barnraise.peer.archive import Archive
@@ -42,13 +43,14 @@ from barnraise.peer.courier import Courier, FetchedState
 from barnraise.peer.faults import Drill
 from barnraise.peer.handover import Giver, Taker
 from barnraise.peer.keyring import Keyring, read_hello
+from barnraise.peer.links import LinkSurvey
 from barnraise.peer.status import status_of
 from barnraise.swarm import effects, messages
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.member import Member
 from barnraise.swarm.records import MICRO
 from barnraise.swarm.round import Stepped, Trained
-from barnraise.swarm.workspace import Roots, Workspace
+from barnraise.swarm.workspace import Part, Roots, Workspace
 
 TICK_S: Final = 0.25
 INBOX_EVENTS: Final = 1024
@@ -98,6 +100,8 @@ class Driver:
         self._done = trio.Event()
         self._finished_at: float | None = None
         self._bulk: Bulk | None = None
+        self._survey: LinkSurvey | None = None
+        self._exchange = Meter()
         self._nursery: trio.Nursery | None = None
         self.courier = Courier(member, workspace, self.post_from_thread, self._fetched_in_thread)
         self._giver = Giver(member, workspace, self._archive, keys, self.courier)
@@ -115,6 +119,7 @@ class Driver:
             OSError, sqlite3.OperationalError: the disk cannot; nothing is half applied.
         """
         self._bulk = bulk
+        self._survey = LinkSurvey(self._member.me, self._network, bulk)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._hear_network, meanwhile)
@@ -152,12 +157,16 @@ class Driver:
     async def _tick(self) -> None:
         try:
             while not self._may_leave():
-                await self._post(self._member.tick)
+                await self._post(self._pass_time)
                 self._status_file.write(self._status())
                 await trio.sleep(TICK_S)
         finally:
             self._status_file.write(self._status(), is_last=True)
         self._done.set()
+
+    def _pass_time(self, now: float) -> list[Effect]:
+        news = self._survey.news(now, self._member.state) if self._survey else []
+        return self._member.tick(now) + news
 
     def _status(self) -> Status:
         return status_of(
@@ -168,6 +177,9 @@ class Driver:
             device=self._device,
             bytes_sent=self._total_sent(),
             bytes_received=self._total_received(),
+            parameters=self._workspace.size,
+            survey=self._survey,
+            exchange=self._exchange,
         )
 
     def _may_leave(self) -> bool:
@@ -258,7 +270,7 @@ class Driver:
             case effects.Step():
                 self._start(self._step, effect, self._workspace.generation)
             case effects.Append():
-                self._books.cut()
+                self._books.cut(self._total_sent(), self._total_received())
                 await self._archive.on_log(self._archive.store.append, effect.height, [effect.decision], (), None)
             case effects.Commit():
                 await self._commit(effect)
@@ -328,7 +340,7 @@ class Driver:
         saved = effect.height, [effect.decision], (effect.vertex,), space.pending(), names, residual
         self._start(self._archive.prune, await self._archive.save(*saved))
         space.commit(effect.contributed)
-        self.courier.round = effect.event.round + 1
+        self.courier.enter(effect.event.round + 1)
         self._books.applied(trio.current_time() - began)
         self._report_committed(effect)
 
@@ -338,7 +350,7 @@ class Driver:
         """Put the trainer's update on the grid and report it."""
         self._books.trained()
         state, num_shards = self._member.state, self._member.work.plan.num_shards
-        leaves = await self._compute(self._encode_file, state.exponents, num_shards)
+        leaves = await self._compute(self._encode_file, state.exponents, done.round, num_shards)
         trained = Trained(
             round=done.round,
             steps=done.steps,
@@ -359,21 +371,21 @@ class Driver:
         if residual is not None:
             await self._archive.write_residual(residual)
 
-    def _encode_file(self, exponents: tuple[int, ...], num_shards: int) -> tuple[Digest, ...]:
+    def _encode_file(self, exponents: tuple[int, ...], round_: int, num_shards: int) -> tuple[Digest, ...]:
         update = np.fromfile(self._update_file, dtype=np.float32)
         if len(update) != self._workspace.size:
             raise LocalError(f"the trainer's update has {len(update)} elements instead of {self._workspace.size}")
-        return self._workspace.encode(update, exponents, num_shards)
+        return self._workspace.encode(update, exponents, round_, num_shards)
 
     async def _aggregate(self, effect: effects.Transfer, shard: int, generation: int) -> None:
         cut = self._member.state.cut
         if cut is None or self._member.state.attempt != effect.attempt:
             return
         weights = [(PeerId(entry.member), entry.samples) for entry in cut.contributions]
-        num_shards, me = self._member.work.plan.num_shards, self._member.me
+        part, me = Part(effect.round, shard, self._member.work.plan.num_shards), self._member.me
 
         def order() -> bool:
-            self._workspace.aggregate(shard, num_shards, effect.attempt, weights, me)
+            self._workspace.aggregate(part, effect.attempt, weights, me)
             return True
 
         if await self._compute_for(generation, order):
@@ -381,7 +393,7 @@ class Driver:
             await self._post(event)
 
     async def _step(self, effect: effects.Step, generation: int) -> None:
-        self._books.exchanged()
+        self._books.exchanged(self._total_sent(), self._total_received())
         state, num_shards = self._member.state, self._member.work.plan.num_shards
 
         def order() -> tuple[Roots, tuple[Float32, Float32]]:
@@ -430,7 +442,7 @@ class Driver:
         saved = adoption.height, adoption.log, adoption.vertices, adoption.tensors, names, adoption.residual
         self._start(self._archive.prune, await self._archive.save(*saved))
         await self._compute(space.replace, *adoption.tensors, adoption.residual)
-        self.courier.round = state.round
+        self.courier.enter(state.round)
         return self._member.caught_up(trio.current_time(), state)
 
     async def _finish(self, effect: effects.Finish) -> None:
@@ -491,6 +503,9 @@ class Driver:
     def _report_committed(self, effect: effects.Commit) -> None:
         fields = self._books.committed(effect, self._total_sent(), self._total_received())
         self._events.emit("round.committed", **fields)
+        self._exchange = self._books.metered(self._exchange, effect, self._total_sent(), self._total_received())
+        if self._survey is not None:
+            self._survey.note_exchange(*self._books.moved, self._books.exchange_s)
         for peer in effect.event.left:
             self._events.emit("peer.left", other=peer, reason="it was gone when the round was agreed")
 

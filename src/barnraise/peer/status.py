@@ -4,7 +4,9 @@ import math
 import os
 
 from barnraise.ids import PeerId
-from barnraise.observe.status import Connected, MemberStatus, Status
+from barnraise.observe.counters import Meter
+from barnraise.observe.status import Connected, LinkRow, MemberStatus, Status
+from barnraise.peer.links import MAX_LINK_MEMBERS, LinkSurvey
 from barnraise.swarm import speech
 from barnraise.swarm.member import Member
 from barnraise.swarm.records import MICRO
@@ -20,6 +22,9 @@ def status_of(
     device: str = "",
     bytes_sent: int = 0,
     bytes_received: int = 0,
+    parameters: int = 0,
+    survey: LinkSurvey | None = None,
+    exchange: Meter | None = None,
 ) -> Status:
     """Return what there is to say of a peer.
 
@@ -31,6 +36,9 @@ def status_of(
         device: what its trainer computes on.
         bytes_sent: by this process, on the bulk plane.
         bytes_received: likewise.
+        parameters: of the model.
+        survey: what it measured of its links; None: nothing was.
+        exchange: what its exchanges came to; None: there was none.
     """
     state, metrics = member.state, member.state.metrics
     return Status(
@@ -49,15 +57,46 @@ def status_of(
             MemberStatus(peer=entry.peer, counts_from=entry.counts_from, missed=entry.missed) for entry in state.members
         ),
         connected=tuple(
-            Connected(peer=peer, silent_s=round(silent_s, 1))
-            for peer, silent_s in sorted(member.presence.silences(now).items())
+            _connected(peer, silent_s, survey) for peer, silent_s in sorted(member.presence.silences(now).items())
         ),
+        links=_links(member, survey),
+        parameters=parameters,
         vertex=state.vertex.hex(),
         train_loss=metrics.train_loss / MICRO if state.round else None,
         val_bits_per_byte=metrics.validation_loss / MICRO / math.log(2) if metrics.validation_loss >= 0 else None,
         tokens=state.total_samples * state.config.model.max_seq_len,
         bytes_sent=bytes_sent,
         bytes_received=bytes_received,
+        exchange=exchange or Meter(),
+    )
+
+
+def _connected(peer: PeerId, silent_s: float, survey: LinkSurvey | None) -> Connected:
+    latency_s, bandwidth_bytes_s = survey.measured(peer) if survey else (None, None)
+    return Connected(
+        peer=peer,
+        silent_s=round(silent_s, 1),
+        latency_s=None if latency_s is None else round(latency_s, 6),
+        bandwidth_bytes_s=None if bandwidth_bytes_s is None else round(bandwidth_bytes_s),
+    )
+
+
+def _links(member: Member, survey: LinkSurvey | None) -> tuple[LinkRow, ...]:
+    """Return what is known of the links between the members, in their order."""
+    state = member.state
+    if survey is None or len(state.members) > MAX_LINK_MEMBERS:
+        return ()
+    rows = member.presence.links(state.epoch) | {member.me: survey.row(state.peers)}
+    return tuple(
+        LinkRow(
+            peer=peer,
+            uplink_kb_s=rows[peer].uplink_kb_s,
+            downlink_kb_s=rows[peer].downlink_kb_s,
+            latencies_us=rows[peer].latencies_us,
+            bandwidths_kb_s=rows[peer].bandwidths_kb_s,
+        )
+        for peer in state.peers
+        if peer in rows
     )
 
 

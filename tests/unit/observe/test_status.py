@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from barnraise.errors import ConfigError
-from barnraise.observe.status import IDLE_EVERY_S, Connected, MemberStatus, Status, StatusFile, read
+from barnraise.observe.counters import Meter
+from barnraise.observe.status import IDLE_EVERY_S, Connected, LinkRow, MemberStatus, Status, StatusFile, read
 
 STATUS = Status(
     time=1.0,
@@ -17,7 +18,10 @@ STATUS = Status(
     rounds=3,
     phase="training",
     members=(MemberStatus(peer="me", counts_from=0),),
-    connected=(Connected(peer="other", silent_s=0.5),),
+    connected=(Connected(peer="other", silent_s=0.5, latency_s=0.01, bandwidth_bytes_s=1e6),),
+    links=(LinkRow(peer="me", uplink_kb_s=5, latencies_us=(0,), bandwidths_kb_s=(0,)),),
+    parameters=100,
+    exchange=Meter().plus(took_s=0.5, sent_bytes=10, received_bytes=20, failed=1),
 )
 
 
@@ -51,7 +55,8 @@ def test_it_is_written_at_most_once_a_second_and_seldom_when_nothing_happens(tmp
         (0.5, changed(time=2.0, round=1), True),
         (1.0, changed(time=3.0, round=1, connected=(Connected(peer="other", silent_s=1.5),)), False),
         (0.1, changed(time=4.0, round=1, connected=()), True),
-        (IDLE_EVERY_S, changed(time=9.0, round=1, connected=()), True),
+        (1.0, changed(time=5.0, round=1, connected=(), links=()), False),
+        (IDLE_EVERY_S, changed(time=9.0, round=1, connected=(), links=()), True),
     )
     for passed, status, is_written in steps:
         clock.now += passed
