@@ -1,19 +1,15 @@
-"""What a context asks of whoever carries out its collectives: five calls. A new way to do so is a class beside this."""
+"""What a context asks of whoever carries out its collectives. A new way to do so is a class beside this."""
 
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-Operation = Literal["mean", "sum"]
-Vector = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+from barnraise.api.plans import Input
+from barnraise.api.streams import Call
+from barnraise.collective.buffers import Vector
 
 
 class Backend(Protocol):
-    """One machine's end of a group of ranked peers. All calls block; one thread makes them, one at a time.
-
-    After a collective has failed, every later one raises `Unavailable`: the ranks may disagree on what was done.
-    """
+    """One machine's end of a group of ranked peers. All calls block; one thread makes them, one at a time."""
 
     @property
     def rank(self) -> int:
@@ -22,7 +18,17 @@ class Backend(Protocol):
 
     @property
     def world_size(self) -> int:
-        """Number of peers in the group. Raises like ``rank``."""
+        """Number of peers that formed the group. Raises like ``rank``."""
+        ...
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Ranks that are in, ascending. Raises like ``rank``."""
+        ...
+
+    @property
+    def lost(self) -> Mapping[int, str]:
+        """Ranks that are out, and why. Raises like ``rank``."""
         ...
 
     @property
@@ -39,22 +45,19 @@ class Backend(Protocol):
         """
         ...
 
-    def all_reduce(self, vector: Vector, operation: Operation, timeout_s: float) -> Vector:
-        """Return the sum or mean of all ranks' vectors: the same bits on every rank.
+    def carry_out(self, call: Call, given: Input, out: Vector, timeout_s: float) -> None:
+        """Carry a collective out among the members; those that die meanwhile are no members any more.
 
         Args:
-            vector: float32[d] or float64[d]; neither changed nor kept.
-            operation: ``mean`` or ``sum``.
-            timeout_s: after so long it is given up.
+            call: what it is, the same on all ranks.
+            given: what this rank brings: float[d], only read.
+            out: float[d], perhaps the same array; written when the result stands, and else left as it is.
+            timeout_s: how long to wait for the others to call it too.
 
         Raises:
-            Unavailable: a peer is gone or too slow; the message names it.
+            Unavailable: this rank is no member any more, or too few are left.
             ConfigError: the ranks did not ask for the same thing.
         """
-        ...
-
-    def barrier(self, timeout_s: float) -> None:
-        """Return once every rank has called this as often as we have. Raises like ``all_reduce``."""
         ...
 
     def close(self) -> None:

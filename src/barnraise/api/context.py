@@ -1,18 +1,22 @@
 """A group of machines as one object in the user's program: blocking collectives, from a thread of the user's.
 
 `discover` finds the others on the local network, `static_peers` takes a list; both return the same `Context`. How
-collectives are carried out is the `Backend`'s business; this file knows tensors and users.
+collectives are carried out is the `Backend`'s business, how tensors become vectors `tensors`'.
 """
 
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
 
-import numpy as np
-
-from barnraise.api.backend import Backend, Operation, Vector
+from barnraise.api import plans
+from barnraise.api.backend import Backend
+from barnraise.api.plans import Input
+from barnraise.api.streams import Call, Operation
+from barnraise.api.tensors import Tensors
+from barnraise.collective.buffers import Residual
 from barnraise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,14 +25,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT_S: Final = 30.0
-"""How long a collective may take, the wait for the slowest rank included."""
+"""How long a collective waits for the other machines to call it as well."""
 
 
 class Context:
     """Ranked peers that add up tensors. Made by `discover` or `static_peers`; use it in a ``with`` block.
 
-    After a collective has raised `Unavailable`, all later ones do so at once, on every rank: some ranks may have
-    finished it and others not. Go back to parameters that all hold, and open another context.
+    A machine that dies, stalls or sends rubbish in the middle of a collective is left out: the others finish it without
+    that machine, and go on without it. `lost` says who and why. More than half of the machines, or half of them with the
+    lowest rank, must be left; otherwise, and on a machine that was left out, everything raises `Unavailable` from then on.
 
     >>> with discover(cluster_key=key, name="doc", mdns=False) as context:
     ...     context.wait_for_peers(1)
@@ -40,16 +45,27 @@ class Context:
         """Take over what carries out the collectives."""
         self._backend = backend
         self._calling = threading.Lock()
+        self._tensors = Tensors()
 
     @property
     def rank(self) -> int:
-        """This machine's place, 0 .. world_size - 1. Raises `ConfigError` before `wait_for_peers`."""
+        """This machine's place, 0 .. world_size - 1; it never changes. Raises `ConfigError` before `wait_for_peers`."""
         return self._backend.rank
 
     @property
     def world_size(self) -> int:
-        """Number of machines in the group. Raises `ConfigError` before `wait_for_peers`."""
+        """Number of machines that formed the group. Raises `ConfigError` before `wait_for_peers`."""
         return self._backend.world_size
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Ranks that are in, ascending: all but the `lost` ones. Raises `ConfigError` before `wait_for_peers`."""
+        return self._backend.members
+
+    @property
+    def lost(self) -> Mapping[int, str]:
+        """Ranks that were left out of a collective and all that followed, and why."""
+        return MappingProxyType(dict(self._backend.lost))
 
     @property
     def address(self) -> str:
@@ -70,37 +86,94 @@ class Context:
         with self._one_call():
             self._backend.wait_for_peers(n, timeout_s)
 
-    def all_reduce(self, tensor: T, op: Operation = "mean", timeout_s: float = TIMEOUT_S) -> T:
+    def all_reduce(
+        self,
+        tensor: T,
+        op: Literal["mean", "sum"] = "mean",
+        *,
+        weight: float | None = None,
+        codec: str = "fp32",
+        schedule: str = "auto",
+        feedback: Residual | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> T:
         """Replace a tensor by its mean or sum over all ranks, in place; all ranks get the same bits.
 
-        It is added up in float32 (float64 where the tensor is of that type), in the order of ranks.
+        It is added up in float32 (float64 where the tensor is of that type), in an order that the schedule fixes.
 
         Args:
             tensor: a torch tensor on any device or a numpy array, of any shape and of a floating-point type; the same
-                on every rank.
+                on every rank. One that is contiguous, on the CPU and of float32 or float64 is not copied on its way
+                to the others.
             op: ``mean`` or ``sum``.
-            timeout_s: how long it may take, in seconds, the wait for the slowest rank included.
+            weight: of this rank's tensor, over 0, such as its number of samples: a mean is then of the weighted
+                tensors, over the weights of all members. Give one on all ranks or on none; None: they all count alike.
+            codec: how values travel, such as ``fp32``, ``bf16``, ``int8`` or ``topk:0.016+int2+zstd``.
+            schedule: who sends what to whom, ``ring``, ``tree``, ``butterfly``, ``shards`` or ``centralised``; ``auto``:
+                what suits the size.
+            feedback: what codecs have lost of this tensor so far, made once for its number of elements and given each
+                time: it is made good, and what is lost now is kept in it.
+            timeout_s: how long to wait for the other ranks to call this, in seconds. A rank that is later is lost.
 
         Returns:
             The same object. It is unchanged if anything is raised.
 
         Raises:
-            Unavailable: a peer is gone or too slow; the message names it.
-            ConfigError: the tensor's type is none of these, or the ranks did not call the same thing.
+            Unavailable: this rank was left out, or too few are left.
+            ConfigError: the tensor's type is none of these, a codec or schedule is unknown, or the ranks did not call
+                the same thing.
         """
         if op not in ("mean", "sum"):
             raise ConfigError(f"op={op!r}; it is 'mean' or 'sum'")
-        with self._one_call():
-            if isinstance(tensor, np.ndarray):
-                tensor[...] = self._backend.all_reduce(_from_array(tensor), op, timeout_s).reshape(tensor.shape)
-            else:
-                _to_tensor(self._backend.all_reduce(_from_tensor(tensor), op, timeout_s), tensor)
+        if weight is not None and not 0 < weight < math.inf:
+            raise ConfigError(f"weight={weight}; it is a number over 0. Leave a rank out that has nothing to bring in.")
+        self._carry_out(
+            op, tensor, weight=weight, codec=codec, schedule=schedule, feedback=feedback, timeout_s=timeout_s
+        )
         return tensor
 
+    def reduce_scatter(
+        self, tensor: T, op: Literal["mean", "sum"] = "mean", *, codec: str = "fp32", timeout_s: float = TIMEOUT_S
+    ) -> T:
+        """Replace this rank's part of a tensor by the mean or sum of that part over all ranks, in place.
+
+        Which part that is, `part` says; the others keep their values. Arguments, result and errors as for `all_reduce`.
+        """
+        if op not in ("mean", "sum"):
+            raise ConfigError(f"op={op!r}; it is 'mean' or 'sum'")
+        self._carry_out(f"reduce_scatter {op}", tensor, codec=codec, timeout_s=timeout_s)
+        return tensor
+
+    def all_gather(self, tensor: T, *, codec: str = "fp32", timeout_s: float = TIMEOUT_S) -> T:
+        """Replace each rank's part of a tensor, see `part`, by what that rank has there, in place on all ranks.
+
+        The part of a rank that was lost is divided among the others. Arguments, result and errors as for `all_reduce`.
+        """
+        self._carry_out("all_gather", tensor, codec=codec, timeout_s=timeout_s)
+        return tensor
+
+    def broadcast(self, tensor: T, root: int = 0, *, codec: str = "fp32", timeout_s: float = TIMEOUT_S) -> T:
+        """Replace a tensor by that of rank ``root``, in place; with a lossy codec on that rank as well.
+
+        Arguments, result and errors as for `all_reduce`; `Unavailable` also where ``root`` is lost.
+        """
+        if not 0 <= root < self.world_size:
+            raise ConfigError(f"root={root}; the ranks are 0 .. {self.world_size - 1}")
+        self._carry_out("broadcast", tensor, root=root, codec=codec, timeout_s=timeout_s)
+        return tensor
+
+    def part(self, n: int) -> tuple[int, int]:
+        """Return ``(start, stop)`` of this rank's part of a tensor of ``n`` elements, flattened.
+
+        The members share a tensor equally, so the parts are others when a rank was lost.
+        """
+        return plans.part_of(n, self.members.index(self.rank), len(self.members))
+
     def barrier(self, timeout_s: float = TIMEOUT_S) -> None:
-        """Wait until every rank has come here. Raises `Unavailable` like `all_reduce`."""
+        """Wait until every member has come here. Raises `Unavailable` like `all_reduce`."""
         with self._one_call():
-            self._backend.barrier(timeout_s)
+            nothing = self._tensors.nothing
+            self._backend.carry_out(Call("barrier", "float32", 0), Input(vector=nothing), nothing, timeout_s)
 
     def close(self) -> None:
         """Leave the group; may be called twice."""
@@ -113,6 +186,36 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _carry_out(
+        self,
+        operation: Operation | str,
+        tensor: object,
+        *,
+        weight: float | None = None,
+        codec: str = "fp32",
+        schedule: str = "auto",
+        root: int = 0,
+        feedback: Residual | None = None,
+        timeout_s: float,
+    ) -> None:
+        with self._one_call(), self._tensors.flat(tensor) as vector:
+            call = Call(
+                operation=operation,  # type: ignore[arg-type]  # made of the words that it takes
+                dtype="float64" if vector.dtype.itemsize == 8 else "float32",
+                size=len(vector),
+                codec=codec,
+                schedule=schedule,
+                root=root,
+                is_weighted=weight is not None,
+            )
+            plans.check(call)
+            if feedback is not None and len(feedback.kept) != len(vector):
+                raise ConfigError(f"feedback is of {len(feedback.kept)} elements and the tensor of {len(vector)}")
+            if feedback is not None and plans.is_raw(call):
+                feedback = None
+            given = Input(vector=vector, weight=1.0 if weight is None else weight, residual=feedback)
+            self._backend.carry_out(call, given, vector, timeout_s)
 
     def _one_call(self) -> "_OneCall":
         return _OneCall(self._calling)
@@ -193,31 +296,3 @@ def static_peers(
     from barnraise.api import networked
 
     return Context(networked.listed(addresses, rank, cluster_key, name, listen, bulk_port))
-
-
-def _from_array(array: np.ndarray[Any, Any]) -> Vector:
-    """Return a flat copy of an array, float32[d] or float64[d]."""
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise ConfigError(f"all_reduce takes float16, float32 and float64, this array is {array.dtype}. Convert it.")
-    if not array.flags.writeable:
-        raise ConfigError("all_reduce writes its result into the array, and this one is read-only. Copy it.")
-    return array.astype(np.float64).ravel() if array.dtype.itemsize == 8 else array.astype(np.float32).ravel()
-
-
-def _from_tensor(tensor: Any) -> Vector:
-    """Return a flat copy of a torch tensor in the CPU's memory, float32[d] or float64[d]."""
-    import torch
-
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
-        what = getattr(tensor, "dtype", type(tensor).__name__)
-        raise ConfigError(f"all_reduce takes dense floating-point torch tensors and numpy arrays, not {what}.")
-    wire = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    vector: Vector = tensor.detach().to("cpu", wire, copy=True).reshape(-1).numpy()
-    return vector
-
-
-def _to_tensor(vector: Vector, tensor: Any) -> None:
-    import torch
-
-    with torch.no_grad():
-        tensor.detach().copy_(torch.from_numpy(vector).view(tensor.shape))

@@ -1,53 +1,47 @@
-"""A group of ranked peers and its collectives over a control and a bulk plane; knows no threads' user and no tensors.
+"""A group of ranked peers over a control and a bulk plane: who is there, and what they tell each other; no collectives.
 
-Statements go over the control plane: who is in the group, and which collective a rank has entered. They are state
-rather than events: a peer whose connection broke is told all that holds when it is back. Vectors go over the bulk
-plane, and only to a rank that has entered the same collective, so that its room is there.
+Statements go over the control plane: who is in the group, and what `Survival` has to say when a collective went wrong.
+Vectors go over streams of the bulk plane, which `Collectives` opens and is given here, and the control plane takes no
+part in a collective that nothing befalls.
 
-A collective that fails on one rank may have been finished by another. So a failure ends the group: it is told to all,
-and every later collective raises.
+Membership is state rather than events: a peer whose connection broke is told all that holds when it is back.
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Collection
-from typing import Final, Literal
+import math
+from collections.abc import Callable
+from typing import Final
 
-import blake3
 import msgspec
 import structlog
 import trio
 
-from barnraise.api.backend import Operation, Vector
-from barnraise.api.reduction import Kind, Reduction
+from barnraise.api.collectives import Collectives
 from barnraise.api.roster import Formed, Roster, Want
-from barnraise.api.statements import (
-    MAX_REASON_CHARS,
-    Enter,
-    GaveUp,
-    Header,
-    Left,
-    Statement,
-    decode_header,
-    decode_statement,
-    encode,
-)
+from barnraise.api.statements import MAX_REASON_CHARS, GaveUp, Left, Statement, Word, decode_statement, encode
+from barnraise.api.streams import Streams
+from barnraise.collective import survival_messages
 from barnraise.errors import BarnraiseError, ConfigError, PeerError, Unavailable
-from barnraise.ids import Digest, PeerId, short
-from barnraise.net.seam import Bulk, Network, PeerDown, PeerUp, Received
+from barnraise.ids import PeerId, short
+from barnraise.net.seam import Bulk, LinkSpeed, Network, PeerDown, PeerUp, Received, Stream
 from barnraise.peer.keyring import read_hello
 
 GRACE_S: Final = 2.0
 """A peer whose connection broke may be back this soon; then it counts as gone."""
-RETRY_S: Final = 0.05
-INLINE_BYTES: Final = 1 << 20
-"""Less than this is added up at once: a thread takes longer to begin."""
+SHORT_GRACE_S: Final = 0.3
+"""The same, while a collective has failed: then it is most likely dead."""
+LOOK_S: Final = 0.1
+WATCH_S: Final = 0.2
+"""Between two looks at whether a collective moves."""
+OPEN_PAUSES_S: Final = (0.1, 0.4, 1.0)
+"""Between attempts to open a stream: the other side may have heard of us a moment later than we of it."""
 
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Mesh:
-    """One peer's end of the group, from `begin` on. `sink` and `arrived` are the bulk plane's.
+    """One peer's end of the group, from `begin` on.
 
     Args:
         me: this peer.
@@ -66,13 +60,11 @@ class Mesh:
         """The hello of each peer's first connection."""
         self._up: set[PeerId] = set()
         self._gone: dict[PeerId, str] = {}
-        self._entered: dict[PeerId, Enter] = {}
-        self._sequence = 0
-        self._work: tuple[int, Reduction] | None = None
-        """The newest reduction and its number; kept when it is over, since a peer may not know that we have what it sends."""
-        self._unsent: set[tuple[Kind, int]] = set()
-        self._waits_for: Callable[[], Collection[PeerId]] = tuple
         self._failure: BarnraiseError | None = None
+        self._outboxes: dict[PeerId, trio.MemorySendChannel[Statement]] = {}
+        self.streams = Streams(self._open_from_thread)
+        """Its `take` is the bulk plane's."""
+        self._collectives: Collectives | None = None
 
     # ---- membership -------------------------------------------------------------------------------------------
 
@@ -88,11 +80,46 @@ class Mesh:
         """This peer's place in the group. Raises like `group`."""
         return self.group.index(self._me)
 
+    @property
+    def collectives(self) -> Collectives:
+        """What carries out the group's collectives. Raises like `group`."""
+        if self._collectives is None:
+            _ = self.group
+            raise Unavailable("the group is being formed. Call wait_for_peers first.")
+        return self._collectives
+
     def begin(self, network: Network, bulk: Bulk, nursery: trio.Nursery) -> None:
         """Take in what happens on the network until the nursery is cancelled."""
         self._network, self._bulk, self._nursery = network, bulk, nursery
         self._token = trio.lowlevel.current_trio_token()
+        self._found_collectives()
         nursery.start_soon(self._run)
+
+    def _found_collectives(self) -> None:
+        """Make what carries out collectives, once the group is known."""
+        if self._collectives is not None or self._roster.group is None:
+            return
+        group = self._roster.group
+        if self._me not in group:
+            return
+        for peer in group:
+            if peer != self._me:
+                self._outboxes[peer], waiting = trio.open_memory_channel[Statement](math.inf)
+                self._nursery.start_soon(self._empty, peer, waiting)
+        self._collectives = Collectives(
+            rank=self.rank,
+            group=group,
+            streams=self.streams,
+            tell=self._tell_rank,
+            speed=self.speed,
+            mistaken=lambda error: self._token.run_sync_soon(self._nursery.start_soon, self._fail, error),
+        )
+        self._nursery.start_soon(self._watch, self._collectives)
+
+    async def _watch(self, collectives: Collectives) -> None:
+        while True:
+            await trio.sleep(WATCH_S)
+            collectives.watch()
 
     async def _run(self) -> None:
         async for event in self._network.events:
@@ -117,7 +144,7 @@ class Mesh:
         with trio.move_on_after(timeout_s) as scope:
             await self._settle()
             await self._say(self._roster.statement)
-            await self._until(lambda: self._num_here() >= needed, tuple)
+            await self._until(lambda: self._num_here() >= needed)
         if scope.cancelled_caught and self._num_here() < needed:
             found = ", ".join(short(peer) for peer in sorted(self._up)) or "nobody"
             raise Unavailable(
@@ -126,8 +153,22 @@ class Mesh:
             )
 
     async def leave(self) -> None:
-        """Tell the others that this peer will not be back."""
-        await self._say(Left())
+        """Tell the others that this peer will not be back, once it is not needed for a decision."""
+        collectives = self._collectives
+        if collectives is None:
+            return
+        with trio.move_on_after(GRACE_S):
+            while not collectives.is_settled:  # noqa: ASYNC110 - a thread settles it
+                await trio.sleep(LOOK_S)
+        await self._say(Left(collectives.done))
+
+    async def close(self) -> None:
+        """Free the threads and streams of collectives; calls under way raise `Unavailable`."""
+        with trio.CancelScope(shield=True):
+            if self._collectives is not None:
+                await trio.to_thread.run_sync(self._collectives.close)
+            else:
+                self.streams.close(lambda: None, is_busy=False)
 
     def _num_here(self) -> int:
         group = self._roster.group
@@ -146,9 +187,12 @@ class Mesh:
         self._bulk.learn(peer, host, port)
         self._up.add(peer)
         self._gone.pop(peer, None)
-        for statement in (self._roster.statement, self._entered.get(self._me), self._farewell):
+        for statement in (self._roster.statement, self._farewell):
             if statement is not None:
                 await self._tell(peer, statement)
+        rank = self._rank_of(peer)
+        if self._collectives is not None and rank is not None:
+            self._collectives.peer_up(rank)
 
     def _peer_down(self, event: PeerDown) -> None:
         self._up.discard(event.peer)
@@ -156,13 +200,22 @@ class Mesh:
         self._nursery.start_soon(self._miss, event.peer, event.reason)
 
     async def _miss(self, peer: PeerId, reason: str) -> None:
-        await trio.sleep(GRACE_S)
-        if peer not in self._up:
-            self._lose(peer, reason)
+        """Wait whether a peer comes back."""
+        began_s = trio.current_time()
+        while peer not in self._up:
+            gone_s = trio.current_time() - began_s
+            is_calm = self._collectives is None or self._collectives.is_settled
+            if gone_s >= (GRACE_S if is_calm else SHORT_GRACE_S):
+                self._lose(peer, reason)
+                return
+            await trio.sleep(LOOK_S)
 
     def _lose(self, peer: PeerId, reason: str) -> None:
         self._gone.setdefault(peer, reason)
         self._bulk.forget(peer)
+        rank = self._rank_of(peer)
+        if self._collectives is not None and rank is not None:
+            self._collectives.peer_down(rank, reason)
         self._notify()
 
     async def _hear(self, peer: PeerId, message: bytes) -> None:
@@ -174,11 +227,16 @@ class Mesh:
             case Want() | Formed():
                 self._roster.heard(peer, statement)
                 await self._settle()
-            case Enter():
-                self._compare(peer, statement)
-                self._entered[peer] = statement  # not if it was refused: a barrier would take it for an entry
-            case Left():
-                self._lose(peer, "it closed its context")
+            case Word() if (rank := self._rank_of(peer)) is not None and self._collectives is not None:
+                try:
+                    self._collectives.heard(rank, survival_messages.decode(statement.message))
+                except msgspec.DecodeError as error:
+                    raise PeerError(peer, f"sent a malformed statement: {error}", message) from error
+            case Left() if (rank := self._rank_of(peer)) is not None and self._collectives is not None:
+                self._gone.setdefault(peer, "it closed its context")
+                self._collectives.left(rank, statement.done)
+            case Word() | Left():
+                pass
             case GaveUp() if peer in (self._roster.group or ()):
                 kind = ConfigError if statement.is_users_mistake else Unavailable
                 raise kind(f"{self._name(peer)} gave up: {_printable(statement.reason)}")
@@ -188,61 +246,79 @@ class Mesh:
     async def _settle(self) -> None:
         before = self._roster.statement
         self._roster.settle(self._up)
+        self._found_collectives()
         if self._roster.statement != before:
             await self._say(self._roster.statement)
 
-    # ---- collectives ------------------------------------------------------------------------------------------
+    # ---- for the collectives, from their threads ----------------------------------------------------------------
 
-    async def all_reduce(self, vector: Vector, operation: Operation, timeout_s: float) -> Vector:
-        """Return the sum or mean over all ranks; see `Backend.all_reduce`."""
-        work = Reduction(vector, operation, self.rank, len(self.group))
-        dtype: Literal["float32", "float64"] = "float64" if vector.dtype.itemsize == 8 else "float32"
+    def _tell_rank(self, rank: int, message: survival_messages.Message) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._post, self.group[rank], Word(survival_messages.encode(message)))
 
-        async def carry_out() -> None:
-            self._unsent.clear()
-            self._work = self._sequence + 1, work
-            await self._enter(operation, dtype, len(vector))
-            self._push_all(work, "part")
-            await self._until(lambda: not work.parts_owed, lambda: self._peers(work.parts_owed))
-            if vector.nbytes < INLINE_BYTES:
-                work.add_up()
-            else:
-                await trio.to_thread.run_sync(work.add_up)
-            self._push_all(work, "total")
-            await self._until(lambda: not work.totals_owed, lambda: self._peers(work.totals_owed))
-            await self._until(lambda: not self._still_unsent(), lambda: self._peers(self._still_unsent()))
+    def _post(self, peer: PeerId, statement: Statement) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            self._outboxes[peer].send_nowait(statement)
 
-        await self._attempt(carry_out, timeout_s)
-        return work.result
+    async def _empty(self, peer: PeerId, waiting: trio.MemoryReceiveChannel[Statement]) -> None:
+        """Send a peer what it is to hear, in order."""
+        async for statement in waiting:
+            await self._tell(peer, statement)
 
-    async def barrier(self, timeout_s: float) -> None:
-        """Return once every rank has entered; see `Backend.barrier`."""
-        await self._attempt(lambda: self._enter("barrier", "float32", 0), timeout_s)
+    def speed(self, peer: PeerId) -> LinkSpeed | None:
+        """Return what was measured of the way to a peer; None before anything was. In any thread."""
+        return self._bulk.speed(peer)
 
-    async def _attempt(self, carry_out: Callable[[], Awaitable[None]], timeout_s: float) -> None:
-        """Carry out one collective; what ends it early ends the group."""
-        if self._failure:
-            raise Unavailable(f"the group has ended: {self._failure} Close it and open another.") from self._failure
+    def _open_from_thread(
+        self, wanted: dict[PeerId, bytes], is_stopped: Callable[[], bool]
+    ) -> dict[PeerId, Stream | Unavailable]:
         try:
-            with trio.fail_after(timeout_s):
-                await carry_out()
-        except trio.TooSlowError:
-            late = ", ".join(self._name(peer) for peer in self._waits_for()) or "nobody"
-            failure: BarnraiseError = Unavailable(
-                f"collective {self._sequence} did not end within {timeout_s:g} s; it waited for {late}."
-            )
-        except BarnraiseError as error:
-            failure = error
-        else:
-            return
-        await self._fail(failure)
-        raise failure
+            return trio.from_thread.run(self._open_all, wanted, is_stopped, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            return {peer: Unavailable("this context was closed") for peer in wanted}
+
+    async def _open_all(
+        self, wanted: dict[PeerId, bytes], is_stopped: Callable[[], bool]
+    ) -> dict[PeerId, Stream | Unavailable]:
+        """Open streams to several peers at once; those that cannot be opened have a reason instead."""
+        opened: dict[PeerId, Stream | Unavailable] = {
+            peer: Unavailable(f"{self._name(peer)}: no stream was opened before the attempt was given up")
+            for peer in wanted
+        }
+        async with trio.open_nursery() as nursery:
+            for peer, header in wanted.items():
+                nursery.start_soon(self._open_one, peer, header, opened)
+            while not is_stopped() and len(nursery.child_tasks) > 0:
+                with trio.move_on_after(LOOK_S):
+                    await self._changed.wait()
+            nursery.cancel_scope.cancel()
+        return opened
+
+    async def _open_one(self, peer: PeerId, header: bytes, opened: dict[PeerId, Stream | Unavailable]) -> None:
+        try:
+            for pause_s in OPEN_PAUSES_S:
+                while peer not in self._up and peer not in self._gone:
+                    await self._changed.wait()
+                try:
+                    opened[peer] = await self._bulk.open_stream(peer, header)
+                    return
+                except Unavailable as error:
+                    opened[peer] = error
+                    if peer in self._gone:
+                        return
+                await trio.sleep(pause_s)
+        finally:
+            self._notify()
+
+    # ---- saying and waiting -----------------------------------------------------------------------------------
 
     async def _fail(self, failure: BarnraiseError, also: PeerId | None = None) -> None:
         """End the group, and tell those who are here, and one who may not be counted among them."""
         if self._failure:
             return
         self._failure = failure
+        if self._collectives is not None:
+            self._collectives.end(failure)
         self._notify()
         with trio.move_on_after(GRACE_S):
             for peer in sorted({*self._up, also or self._me} - {self._me}):
@@ -253,89 +329,6 @@ class Mesh:
         failure = self._failure
         return GaveUp(isinstance(failure, ConfigError), str(failure)[:MAX_REASON_CHARS]) if failure else None
 
-    async def _enter(
-        self, operation: Literal["mean", "sum", "barrier"], dtype: Literal["float32", "float64"], size: int
-    ) -> None:
-        """Say that we are in the next collective, and wait until all are."""
-        self._sequence += 1
-        self._entered[self._me] = Enter(self._sequence, self._group_digest(), operation, dtype, size)
-        await self._say(self._entered[self._me])
-        for peer in self.group:
-            self._compare(peer, self._entered.get(peer))
-        await self._until(lambda: not self._not_entered(), self._not_entered)
-
-    def _not_entered(self) -> list[PeerId]:
-        entered = self._entered
-        return [peer for peer in self.group if peer not in entered or entered[peer].sequence < self._sequence]
-
-    def _compare(self, peer: PeerId, theirs: Enter | None) -> None:
-        """Raise `ConfigError` where a rank calls something else than we do."""
-        mine = self._entered.get(self._me)
-        if mine is None or theirs is None or mine.sequence != theirs.sequence or peer not in self.group:
-            return
-        if mine.group != theirs.group:
-            raise ConfigError(f"{self._name(peer)} is in another group of the same name. Close all and start again.")
-        if mine != theirs:
-            raise ConfigError(
-                f"collective {mine.sequence} is {_words(mine)} here and {_words(theirs)} at {self._name(peer)}. All "
-                "ranks must call the same collectives in the same order."
-            )
-
-    def _push_all(self, work: Reduction, kind: Kind) -> None:
-        outgoing = work.outgoing(kind)
-        self._unsent |= {(kind, rank) for rank in outgoing}
-        for rank, payload in outgoing.items():
-            self._nursery.start_soon(self._push, self._sequence, kind, rank, payload)
-
-    async def _push(self, sequence: int, kind: Kind, rank: int, payload: memoryview) -> None:
-        """Send until it is taken, or the collective is over one way or the other."""
-        header, to = encode(Header(sequence, kind)), self.group[rank]
-        while self._sequence == sequence and not self._failure and to not in self._gone:
-            with contextlib.suppress(Unavailable):
-                await self._bulk.send(to, header, [payload])
-                if self._sequence == sequence:
-                    self._unsent.discard((kind, rank))
-                    self._notify()
-                return
-            await trio.sleep(RETRY_S)
-
-    def _still_unsent(self) -> set[int]:
-        """Return the ranks that lack something of ours; who is in a later collective does not, who is gone needs none."""
-        ranks = {rank for _, rank in self._unsent}
-        return {
-            rank
-            for rank in ranks
-            if (peer := self.group[rank]) not in self._gone and self._entered[peer].sequence <= self._sequence
-        }
-
-    def sink(self, sender: PeerId, data: bytes, size_bytes: int) -> memoryview | None:
-        """Say where a payload goes; None refuses it. Called in worker threads."""
-        header, rank, current = self._read(data), self._rank_of(sender), self._work
-        if header is None or rank is None or current is None or header.sequence != current[0]:
-            return None
-        return current[1].room(header.kind, rank, size_bytes)
-
-    def arrived(self, sender: PeerId, data: bytes) -> None:
-        """Note a payload that is whole. Called in worker threads."""
-        header = self._read(data)
-        if header is not None:
-            with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._note_arrival, header, sender)
-
-    def _note_arrival(self, header: Header, sender: PeerId) -> None:
-        rank = self._rank_of(sender)
-        if self._work is not None and rank is not None and header.sequence == self._work[0]:
-            self._work[1].arrived(header.kind, rank)
-            self._notify()
-
-    def _read(self, data: bytes) -> Header | None:
-        try:
-            return decode_header.decode(data)
-        except msgspec.DecodeError:
-            return None
-
-    # ---- saying and waiting -----------------------------------------------------------------------------------
-
     async def _say(self, statement: Statement | None) -> None:
         for peer in sorted(self._up) if statement is not None else ():
             await self._tell(peer, statement)
@@ -344,23 +337,16 @@ class Mesh:
         with contextlib.suppress(Unavailable):  # a peer that is back is told everything again
             await self._network.send(peer, encode(statement))
 
-    async def _until(self, is_done: Callable[[], bool], waits_for: Callable[[], Collection[PeerId]]) -> None:
-        """Wait until something holds. Raises what ended the group, or `Unavailable` if who is waited for is gone."""
-        self._waits_for = waits_for
+    async def _until(self, is_done: Callable[[], bool]) -> None:
+        """Wait until something holds. Raises what ended the group."""
         while not is_done():
             if self._failure:
                 raise self._failure
-            for peer in waits_for():
-                if peer in self._gone:
-                    raise Unavailable(f"{self._name(peer)} went away: {self._gone[peer]}.")
             await self._changed.wait()
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-    def _peers(self, ranks: Collection[int]) -> list[PeerId]:
-        return [self.group[rank] for rank in sorted(ranks)]
 
     def _rank_of(self, peer: PeerId) -> int | None:
         group = self._roster.group or ()
@@ -368,16 +354,6 @@ class Mesh:
 
     def _name(self, peer: PeerId) -> str:
         return f"rank {self._rank_of(peer)} (peer {short(peer)})"
-
-    def _group_digest(self) -> Digest:
-        members = "\n".join(self.group).encode()
-        return Digest(blake3.blake3(members, derive_key_context="barnraise 1 context group").digest())
-
-
-def _words(entered: Enter) -> str:
-    if entered.operation == "barrier":
-        return "barrier()"
-    return f"all_reduce of {entered.size} {entered.dtype} elements, op={entered.operation!r}"
 
 
 def _printable(text: str) -> str:

@@ -4,7 +4,7 @@ import atexit
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,9 +15,11 @@ import msgspec
 import structlog
 import trio
 
-from barnraise.api.backend import Operation, Vector
 from barnraise.api.mesh import Mesh
+from barnraise.api.plans import Input
 from barnraise.api.roster import DiscoveredRoster, Roster, StaticRoster
+from barnraise.api.streams import Call
+from barnraise.collective.buffers import Vector
 from barnraise.errors import BarnraiseError, ConfigError, LocalError, Unavailable, leaves
 from barnraise.identity import ClusterKey, Identity
 from barnraise.ids import PeerId, RunId
@@ -26,6 +28,7 @@ from barnraise.net.announcement import Announcement, cluster_tag
 from barnraise.net.bulk import open_bulk
 from barnraise.net.discovery import announce
 from barnraise.net.host import Libp2pNetwork, open_network
+from barnraise.net.seam import LinkSpeed
 from barnraise.peer.keyring import Hello
 from barnraise.runs import places
 from barnraise.swarm import records
@@ -167,6 +170,11 @@ class NetworkBackend:
         """Multiaddress of the control plane."""
         return self._address
 
+    @property
+    def speeds(self) -> tuple[LinkSpeed | None, ...]:
+        """What was measured of the way to each rank; None: too little was sent there, or it is this one."""
+        return tuple(self._mesh.speed(peer) for peer in self._mesh.group)
+
     def wait_for_peers(self, count: int | None, timeout_s: float) -> None:
         """Return once the peers are there."""
         try:
@@ -174,13 +182,21 @@ class NetworkBackend:
         except Unavailable as error:
             raise Unavailable(f"{error}{self._refusals()}") from error
 
-    def all_reduce(self, vector: Vector, operation: Operation, timeout_s: float) -> Vector:
-        """Return the sum or mean over all ranks."""
-        return self._call(lambda: self._mesh.all_reduce(vector, operation, timeout_s))
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Ranks that are in."""
+        return self._mesh.collectives.members
 
-    def barrier(self, timeout_s: float) -> None:
-        """Return once every rank has called this."""
-        self._call(lambda: self._mesh.barrier(timeout_s))
+    @property
+    def lost(self) -> Mapping[int, str]:
+        """Ranks that are out."""
+        return self._mesh.collectives.lost
+
+    def carry_out(self, call: Call, given: Input, out: Vector, timeout_s: float) -> None:
+        """Carry a collective out, in this thread."""
+        if self._error:
+            raise _cause(self._error)
+        self._mesh.collectives.carry_out(call, given, out, timeout_s)
 
     def close(self) -> None:
         """Leave the group and end the thread."""
@@ -213,8 +229,9 @@ class NetworkBackend:
         async with open_bulk(
             setup.identity,
             setup.cluster_key,
-            sink=mesh.sink,
-            arrived=mesh.arrived,
+            sink=lambda peer, header, size_bytes: None,
+            arrived=lambda peer, header: None,
+            streams=mesh.streams.take,
             host=setup.listen[0],
             port=setup.bulk_port,
         ) as bulk:
@@ -237,8 +254,11 @@ class NetworkBackend:
                 self._address = network.addresses[0]
                 self._refusals = lambda: "".join(f" Peer {peer}: {why}." for peer, why in network.refusals.items())
                 self._ready.set()
-                await self._stop.wait()
-                await mesh.leave()
+                try:
+                    await self._stop.wait()
+                    await mesh.leave()
+                finally:
+                    await mesh.close()
                 nursery.cancel_scope.cancel()
 
     async def _announce(self, network: Libp2pNetwork) -> None:

@@ -1,28 +1,18 @@
-"""What the peers of a context tell each other over the control plane, and the header of a bulk transfer; only forms."""
+"""What the peers of a context tell each other over the control plane; only forms."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 
-from barnraise.api.reduction import Kind
 from barnraise.api.roster import Formed, Want
 from barnraise.swarm.records import Count, Decoder
 
 MAX_REASON_CHARS: Final = 400
-
-
-class Enter(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """I have called this collective."""
-
-    sequence: Count
-    group: Annotated[bytes, msgspec.Meta(max_length=32)]
-    operation: Literal["mean", "sum", "barrier"]
-    dtype: Literal["float32", "float64"]
-    size: Count
+MAX_WORD_BYTES: Final = 60 * 1024
 
 
 class GaveUp(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """A collective failed here; there will be no other."""
+    """A collective failed here in a way that nobody survives; there will be no other."""
 
     is_users_mistake: bool
     reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
@@ -31,16 +21,17 @@ class GaveUp(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unkn
 class Left(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
     """I am going, and shall not be back."""
 
-
-class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a bulk transfer is."""
-
-    sequence: Count
-    kind: Kind
+    done: Count
+    """The last collective whose result I have."""
 
 
-Statement = Want | Formed | Enter | GaveUp | Left
+class Word(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """About who is in: `collective.survival_messages`."""
+
+    message: Annotated[bytes, msgspec.Meta(max_length=MAX_WORD_BYTES)]
+
+
+Statement = Want | Formed | GaveUp | Left | Word
 
 encode = msgspec.msgpack.Encoder().encode
 decode_statement: Decoder[Statement] = Decoder(msgspec.msgpack.Decoder(Statement))
-decode_header: Decoder[Header] = Decoder(msgspec.msgpack.Decoder(Header))

@@ -10,15 +10,23 @@ may overwrite what they read. A `Run` counts; two threads, or a simulator, ask i
     next_receive()   the next receive, if all it overwrites was sent; None: wait, or all is received
     note_received()  it is added or copied
 
-Payloads, codecs and sums are `buffers`', deadlines and death `survival`'s.
+Why it does not deadlock, with room for one chunk on each link, is said in `schedule`: both lists and the two kinds of
+"needs" follow one total order over the chunks of all transfers. Payloads, codecs and sums are `buffers`', deadlines and
+death `survival`'s.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 from barnraise.collective.schedule import Action, Schedule, Transfer
 from barnraise.errors import LocalError
+
+STEP_LAG = 8
+"""In a pipelined schedule chunk c of step s goes with chunk c - 8 of step s + 1. A rank may both serve a step and wait for
+what a later step brings, and so many chunks are on their way meanwhile. In a model of two trees, 8 ranks and 256 chunks,
+an all-reduce takes 2.04 times the vector's own time where the latency is a chunk's time, 2.36 times where it is 20; with 1
+instead of 8 it takes 2.03 and 9.29, with each step moving all its chunks 3.01 and 3.16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +46,9 @@ class Send:
     action: Action
     """REDUCE: our sum so far; COPY: a finished chunk, as it came or as we finished it."""
     is_first: bool
-    """Nothing was added to it here: what is sent is our own input."""
+    """Nothing was added to it here: what is sent is our own input. Never so of a COPY."""
     needs: int
-    """So many receives come before."""
+    """So many receives must be in before it may be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +59,12 @@ class Receive:
     chunk: Chunk
     action: Action
     is_first: bool
-    """The first one to be added to our own input."""
+    """The first one to be added, to our own input. Never so of a COPY."""
     finishes: bool
     """Afterwards the sum is of all ranks, and this rank has it to finish."""
     needs: int
-    """So many sends come before."""
+    """So many sends must be out before it may be written. Among honest ranks they are: a finished value has our sum in it.
+    So it holds off a peer out of turn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,18 +96,17 @@ def program_of(schedule: Schedule, rank: int, size: int, chunk_elements: int, al
     bounds = schedule.bounds(size, alignment)
     sends: list[Send] = []
     receives: list[Receive] = []
-    read_by: dict[Chunk, int] = defaultdict(int)
-    written_by: dict[Chunk, int] = defaultdict(int)
+    read_by: dict[Chunk, int] = {}
+    written_by: dict[Chunk, int] = {}
     last_reduce = _last_reduces(schedule, rank)
     for transfer, chunk in _in_order(schedule, rank, bounds, chunk_elements):
+        is_first = transfer.action is Action.REDUCE and chunk not in written_by
         if transfer.sender == rank:
-            is_first = not written_by[chunk]
-            sends.append(Send(transfer.receiver, chunk, transfer.action, is_first, written_by[chunk]))
+            sends.append(Send(transfer.receiver, chunk, transfer.action, is_first, written_by.get(chunk, 0)))
             read_by[chunk] = len(sends)
         else:
-            is_first = not written_by[chunk]
             finishes = last_reduce.get(transfer.part) is transfer
-            receives.append(Receive(transfer.sender, chunk, transfer.action, is_first, finishes, read_by[chunk]))
+            receives.append(Receive(transfer.sender, chunk, transfer.action, is_first, finishes, read_by.get(chunk, 0)))
             written_by[chunk] = len(receives)
     finished = tuple(
         chunk
@@ -107,6 +115,16 @@ def program_of(schedule: Schedule, rank: int, size: int, chunk_elements: int, al
         for chunk in _chunks(bounds[part], chunk_elements)
     )
     return Program(rank=rank, sends=tuple(sends), receives=tuple(receives), finished=finished)
+
+
+def place(schedule: Schedule, number: int, index: int) -> tuple[int, int, int]:
+    """Return the place of chunk ``index`` of transfer ``number`` in the total order of all chunks: sort by it.
+
+    Within a step the chunks go in turns over its transfers, so that all links of a rank are in use. In a pipelined
+    schedule each step trails the one before by `STEP_LAG` chunks.
+    """
+    step = schedule.transfers[number].step
+    return (STEP_LAG * step + index, step, number) if schedule.is_pipelined else (step, index, number)
 
 
 class Run:
@@ -165,31 +183,21 @@ def _last_reduces(schedule: Schedule, rank: int) -> dict[int, Transfer]:
     return {
         transfer.part: transfer
         for transfer in schedule.transfers
-        if transfer.action is Action.REDUCE
-        and transfer.receiver == rank
-        and schedule.owners[transfer.part] == rank
+        if transfer.action is Action.REDUCE and transfer.receiver == rank and schedule.owners[transfer.part] == rank
     }
 
 
 def _in_order(
     schedule: Schedule, rank: int, bounds: tuple[tuple[int, int], ...], chunk_elements: int
 ) -> Iterator[tuple[Transfer, Chunk]]:
-    """Yield the rank's transfers chunk by chunk, in the total order of all chunks.
-
-    Within a step the chunks go in turns over its transfers, so that all links of a rank are in use. In a pipelined
-    schedule chunk c of step s goes with chunk c - 1 of step s + 1, among the REDUCEs and among the COPYs.
-    """
-    keyed: list[tuple[tuple[int, int, int, int], Transfer, Chunk]] = []
-    for number, transfer in enumerate(schedule.transfers):
-        if rank not in (transfer.sender, transfer.receiver):
-            continue
-        for index, chunk in enumerate(_chunks(bounds[transfer.part], chunk_elements)):
-            if schedule.is_pipelined:
-                key = (transfer.action is Action.COPY, transfer.step + index, transfer.step, number)
-            else:
-                key = (transfer.step, index, number, 0)
-            keyed.append((key, transfer, chunk))
-    keyed.sort(key=lambda entry: entry[0])
+    """Yield the rank's transfers chunk by chunk, in the total order of all chunks."""
+    keyed = [
+        (place(schedule, number, index), transfer, chunk)
+        for number, transfer in enumerate(schedule.transfers)
+        if rank == transfer.sender or rank == transfer.receiver
+        for index, chunk in enumerate(_chunks(bounds[transfer.part], chunk_elements))
+    ]
+    keyed.sort(key=itemgetter(0))
     for _, transfer, chunk in keyed:
         yield transfer, chunk
 

@@ -2,14 +2,19 @@
 
 A vector is cut into parts, and a part moves by transfers. In a REDUCE the receiver adds what comes to what it has; a COPY
 hands on a finished value. The transfers stand in one total order with this property: what a transfer sends was complete
-at its sender by the transfers before it. So if every rank carries out its sends in that order, and its receives in that
-order, the first transfer that is not done can always go on, however small the buffers between: no schedule deadlocks.
+at its sender by the transfers before it. Every rank carries out its sends in that order, and its receives in that order,
+both at the same time. Then no schedule deadlocks, however small the buffers between. For look at the first transfer that
+is not done: its sender has no earlier send left, and has all that it needs, by earlier transfers, so it sends. No earlier
+transfer is left on that link, so there is room, if there is room for one. Its receiver has no earlier receive left, and
+the sends that read the memory to be overwritten came earlier and are out, so it receives.
 """
 
+import dataclasses
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate, pairwise
 
 from barnraise.errors import LocalError
 
@@ -62,7 +67,7 @@ class Schedule:
         """
         borders = [min(size, -(-int(cut * size) // alignment) * alignment) for cut in self.cuts]
         borders[0], borders[-1] = 0, size
-        return tuple(zip(borders, borders[1:], strict=False))
+        return tuple(pairwise(borders))
 
 
 def equal_cuts(count: int) -> tuple[Fraction, ...]:
@@ -79,26 +84,85 @@ def weighted_cuts(weights: Sequence[int]) -> tuple[Fraction, ...]:
     total = sum(weights)
     if total <= 0 or min(weights) < 0:
         raise LocalError(f"parts in proportion to {list(weights)} cannot be cut")
-    passed = [sum(weights[:i]) for i in range(len(weights) + 1)]
-    return tuple(Fraction(part, total) for part in passed)
+    return tuple(Fraction(passed, total) for passed in accumulate(weights, initial=0))
+
+
+def reduce_scatter(schedule: Schedule) -> Schedule:
+    """Return its first half: afterwards each part is finished at its owner, and nowhere else."""
+    return _only(schedule, Action.REDUCE, "reduce-scatter")
+
+
+def all_gather(schedule: Schedule) -> Schedule:
+    """Return its second half: before it each owner has its part, afterwards all have all."""
+    return _only(schedule, Action.COPY, "all-gather")
+
+
+def _only(schedule: Schedule, action: Action, name: str) -> Schedule:
+    chosen = tuple(transfer for transfer in schedule.transfers if transfer.action is action)
+    return dataclasses.replace(schedule, kind=f"{schedule.kind} {name}", transfers=chosen)
 
 
 def check(schedule: Schedule) -> None:
     """Raise `LocalError` where a schedule breaks one of the rules above; for tests and for what comes from elsewhere."""
+    _check_parts(schedule)
+    _check_order(schedule)
+    _check_sums(schedule)
+
+
+def _check_parts(schedule: Schedule) -> None:
     num_parts, ranks = schedule.num_parts, range(schedule.world_size)
     if len(schedule.cuts) != num_parts + 1 or schedule.cuts[0] != 0 or schedule.cuts[-1] != 1:
         raise LocalError(f"{schedule.kind}: {num_parts} owners and the borders {schedule.cuts}")
-    if any(low > high for low, high in zip(schedule.cuts, schedule.cuts[1:], strict=False)):
+    if any(low > high for low, high in pairwise(schedule.cuts)):
         raise LocalError(f"{schedule.kind}: the borders {schedule.cuts} do not ascend")
-    steps = [transfer.step for transfer in schedule.transfers]
-    if steps != sorted(steps):
-        raise LocalError(f"{schedule.kind}: the steps do not ascend")
-    has_copied = False
+    if any(owner not in ranks for owner in schedule.owners):
+        raise LocalError(f"{schedule.kind}: an owner of {schedule.owners} is none of {schedule.world_size} ranks")
     for transfer in schedule.transfers:
-        if transfer.sender == transfer.receiver or {transfer.sender, transfer.receiver} - set(ranks):
+        if transfer.sender == transfer.receiver or transfer.sender not in ranks or transfer.receiver not in ranks:
             raise LocalError(f"{schedule.kind}: {transfer} is from nowhere to nowhere")
         if not 0 <= transfer.part < num_parts:
             raise LocalError(f"{schedule.kind}: {transfer} moves a part that is not there")
+
+
+def _check_order(schedule: Schedule) -> None:
+    """Check that steps ascend, that sums come before copies, and that no step needs what it moves itself."""
+    step, has_copied = None, False
+    received: set[tuple[int, int]] = set()
+    for transfer in schedule.transfers:
+        if step is not None and transfer.step < step:
+            raise LocalError(f"{schedule.kind}: the steps do not ascend at {transfer}")
         if has_copied and transfer.action is Action.REDUCE:
             raise LocalError(f"{schedule.kind}: {transfer} adds after values were finished")
-        has_copied = transfer.action is Action.COPY
+        if transfer.step != step:
+            received.clear()
+        if (transfer.sender, transfer.part) in received:
+            raise LocalError(f"{schedule.kind}: {transfer} sends what comes in the same step")
+        received.add((transfer.receiver, transfer.part))
+        step, has_copied = transfer.step, transfer.action is Action.COPY
+
+
+def _check_sums(schedule: Schedule) -> None:
+    """Check that each rank's input is added once, that owners have all of them, and that only finished values are copied.
+
+    A schedule without sums begins with finished parts at their owners.
+    """
+    every = (1 << schedule.world_size) - 1
+    has_sums = any(transfer.action is Action.REDUCE for transfer in schedule.transfers)
+    held: dict[tuple[int, int], int] = {}
+    if not has_sums:
+        held = {(owner, part): every for part, owner in enumerate(schedule.owners)}
+    for transfer in schedule.transfers:
+        to = (transfer.receiver, transfer.part)
+        sent = held.get((transfer.sender, transfer.part), 1 << transfer.sender)
+        if transfer.action is Action.COPY:
+            if sent != every:
+                raise LocalError(f"{schedule.kind}: {transfer} copies what is not finished")
+            held[to] = every
+        else:
+            added = held.get(to, 1 << transfer.receiver)
+            if sent & added:
+                raise LocalError(f"{schedule.kind}: {transfer} adds something a second time")
+            held[to] = sent | added
+    for part, owner in enumerate(schedule.owners):
+        if held.get((owner, part), 1 << owner) != every:
+            raise LocalError(f"{schedule.kind}: part {part} is not finished at its owner {owner}")

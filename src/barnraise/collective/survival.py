@@ -57,22 +57,18 @@ Four races, and what prevents them:
 
 from collections.abc import Callable, Mapping
 
+from barnraise.collective.survival_attempts import Attempts
 from barnraise.collective.survival_effects import (
     PATIENCE,
-    AttemptPlan,
-    Deliver,
     Effect,
     Ended,
     Lost,
     Named,
     Patience,
-    Start,
-    Stop,
     Tell,
 )
 from barnraise.collective.survival_lead import Lead
 from barnraise.collective.survival_messages import (
-    MAX_COMPLAINTS,
     MAX_RANKS,
     MAX_REASON_CHARS,
     Accept,
@@ -85,13 +81,12 @@ from barnraise.collective.survival_messages import (
     Decision,
     Fault,
     GaveUp,
-    Member,
     Message,
     Propose,
     Refuse,
     Report,
-    Work,
 )
+from barnraise.collective.survival_promise import Promise
 from barnraise.errors import LocalError
 
 
@@ -119,51 +114,44 @@ class Survival:
         if rank not in weights or not 0 <= min(weights) <= max(weights) < MAX_RANKS:
             raise LocalError(f"rank {rank} in a group of {sorted(weights)}: at most {MAX_RANKS} ranks, from 0")
         self.rank = rank
-        self.weights = dict(sorted(weights.items()))
-        """Of the ranks that are in."""
-        self.epoch = 0
-        """Decisions made."""
-        self.done = 0
-        """The last collective that was delivered here."""
-        self.called = 0
-        """The last one that the user called."""
         self.ended: str | None = None
         """Why this rank takes part no more."""
         self._patience = patience
-        self._ask_waits_for = waits_for
+        self._waits_for = waits_for
         self._group = frozenset(weights)
         self._weight = weights[rank]
+        self._attempts = Attempts(rank, weights)
         self._last: Decision | None = None
-        self._running: AttemptPlan | None = None
-        self._hand_on: AttemptPlan | None = None
         self._down: dict[int, str] = {}
         self._left: set[int] = set()
         self._excused: set[int] = set()
-        self._times: dict[tuple[Fault, int], int] = {}
-        self._forget_the_decision()
-
-    def _forget_the_decision(self) -> None:
-        """Forget what belonged to the decision that was just made."""
-        self._stopped_at: float | None = None
-        self._promised: Ballot | None = None
-        self._accepted: Accepted | None = None
-        self._complaints: dict[tuple[Fault, int], Complaint] = {}
-        self._had = Work.NOTHING
-        self._waits_for: int | None = None
-        self._heard_leader_at = 0.0
-        self._silent: set[int] = set()
-        self._alarmed_by: set[int] = set()
+        self._promise = Promise()
         self._lead: Lead | None = None
+
+    @property
+    def weights(self) -> dict[int, int]:
+        """Return the weights of the ranks that are in."""
+        return self._attempts.weights
+
+    @property
+    def epoch(self) -> int:
+        """Return how many decisions were made."""
+        return self._attempts.epoch
+
+    @property
+    def done(self) -> int:
+        """Return the last collective that was delivered here."""
+        return self._attempts.done
+
+    @property
+    def called(self) -> int:
+        """Return the last one that the user called."""
+        return self._attempts.called
 
     @property
     def is_settled(self) -> bool:
         """Tell whether nothing is being decided. A rank that leaves may only say so when it is settled."""
-        return self._stopped_at is None
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """Return who is in, ascending."""
-        return tuple(Member(rank, weight) for rank, weight in self.weights.items())
+        return self._promise.stopped_at is None
 
     # ---- what the user and the data plane do ------------------------------------------------------------------
 
@@ -177,27 +165,20 @@ class Survival:
         """
         if self.ended is not None:
             return [Ended(self.ended)]
-        if sequence != self.done + 1 or sequence == self.called:
-            raise LocalError(f"collective {sequence} was called after {self.done} and {self.called}")
-        self.called, self._weight = sequence, weight
-        if self._stopped_at is not None:
+        self._attempts.call(sequence)
+        self._weight = weight
+        if not self.is_settled:
             return self._report_again(now)
         if self._is_outdated:
             return self._alarm(now)
-        return [] if self._running is not None else self._start_next()
+        return [] if self._attempts.running is not None else self._attempts.start()
 
     def completed(self, now: float, sequence: int, attempt: int) -> list[Effect]:
         """Note that an attempt came to its end here: the result is whole, or handed on. `Deliver` makes it the user's."""
-        plan = self._running
+        plan = self._attempts.running
         if plan is None or (plan.sequence, plan.attempt) != (sequence, attempt):
             return []  # Race 1: it was stopped, and reported as incomplete.
-        self._running = None
-        if plan.holder == self.rank:
-            return self._start_next()
-        self.done, self._hand_on = sequence, None
-        if not plan.is_hand_on:
-            self._times.clear()
-        return [Deliver(sequence)]
+        return self._attempts.complete()
 
     def failed(
         self, now: float, sequence: int, attempt: int, fault: Fault, rank: int | None, reason: str
@@ -212,23 +193,12 @@ class Survival:
             rank: Whose fault it seems: the other end of the stream, the chunk's sender, who is waited for. None: ours.
             reason: For the log.
         """
-        if self.ended is not None or self._stopped_at is not None or attempt != self.epoch or sequence > self.called:
+        if self.ended is not None or not self.is_settled or attempt != self.epoch or sequence > self.called:
             return []
-        key = (fault, self.rank if rank is None else rank)
-        self._times[key] = self._times.get(key, 0) + 1
-        if len(self._complaints) < MAX_COMPLAINTS:
-            self._complaints[key] = Complaint(fault, sequence, key[1], self._times[key], reason[:MAX_REASON_CHARS])
+        accused = self.rank if rank is None else rank
+        times = self._attempts.count_fault(fault, accused)
+        self._promise.complain(Complaint(fault, sequence, accused, times, reason[:MAX_REASON_CHARS]))
         return self._alarm(now)
-
-    def _start_next(self) -> list[Effect]:
-        """Start what the user waits for, if anything."""
-        if self.called == self.done:
-            return []
-        if self._hand_on is not None and self._hand_on.sequence == self.called:
-            self._running = self._hand_on
-        else:
-            self._running = AttemptPlan(sequence=self.called, attempt=self.epoch, members=self.members)
-        return [Start(self._running)]
 
     @property
     def _is_outdated(self) -> bool:
@@ -243,15 +213,15 @@ class Survival:
             self._down.pop(rank, None)
         self._excused.discard(rank)
         effects: list[Effect] = [] if self._last is None else [Tell(rank, Decided(decision=self._last))]
-        if self.ended is not None or self._stopped_at is None or rank not in self.weights:
+        if self.ended is not None or self.is_settled or rank not in self.weights:
             return effects
         lead = self._lead
         if lead is None:
             return effects + ([Tell(rank, Alarm(epoch=self.epoch))] if rank == self._leader else [])
         if lead.proposed is None:
-            return [*effects, Tell(rank, self._collect(lead))]
+            return [*effects, Tell(rank, lead.collect())]
         if rank in lead.reporters:
-            return [*effects, Tell(rank, self._proposal(lead, lead.proposed))]
+            return [*effects, Tell(rank, lead.proposal(lead.proposed))]
         return effects
 
     def peer_down(self, now: float, rank: int, reason: str = "") -> list[Effect]:
@@ -269,9 +239,8 @@ class Survival:
     def _missing(self, now: float, rank: int) -> list[Effect]:
         if self.ended is not None or rank not in self.weights:
             return []
-        if self._stopped_at is None:
-            is_busy = self._running is not None or self.called > self.done
-            return self._alarm(now) if is_busy else []
+        if self.is_settled:
+            return self._alarm(now) if self._attempts.is_busy else []
         if self._lead is not None:
             self._lead.forget(rank)
             return self._report_again(now)  # To this rank itself: its own report of who is down counts, too.
@@ -281,11 +250,7 @@ class Survival:
 
     @property
     def _leader(self) -> int:
-        """Return whom this rank follows: whom it promised to, or the lowest one; but nobody who is down or silent."""
-        lost = self._down.keys() | self._silent
-        if self._promised is not None and self._promised.leader not in lost:
-            return self._promised.leader
-        return min(self.weights.keys() - lost)
+        return self._promise.leader(self.weights.keys(), self._down.keys())
 
     def _alarm(self, now: float) -> list[Effect]:
         """Stop, and tell everybody to stop."""
@@ -293,15 +258,11 @@ class Survival:
         return [*self._stop(now), *told, *self._lead_if_due(now)]
 
     def _stop(self, now: float) -> list[Effect]:
-        if self._stopped_at is not None:
+        if not self.is_settled:
             return []
-        self._stopped_at = self._heard_leader_at = now
-        plan = self._running
-        if plan is None:
-            return []
-        self._had = Work.HAND_ON if plan.is_hand_on else Work.COLLECTIVE
-        self._waits_for, self._running = self._ask_waits_for(), None
-        return [Stop(plan.sequence, plan.attempt)]
+        plan = self._attempts.running
+        self._promise.stop(now, plan, None if plan is None else self._waits_for())
+        return self._attempts.stop()
 
     def _report(self, ballot: Ballot) -> Report:
         return Report(
@@ -310,18 +271,17 @@ class Survival:
             done=self.done,
             called=self.called,
             weight=self._weight,
-            had=self._had,
-            waits_for=self._waits_for,
-            complaints=tuple(self._complaints.values()),
+            had=self._promise.had,
+            waits_for=self._promise.waited_for,
+            complaints=self._promise.complaints,
             down=tuple(sorted(self._down.keys() & self.weights.keys())),
-            accepted=self._accepted,
+            accepted=self._promise.accepted,
         )
 
     def _report_again(self, now: float) -> list[Effect]:
         """Tell the leader what has changed since the promise."""
-        if self._promised is None:
-            return []
-        return self._tell(now, self._promised.leader, self._report(self._promised))
+        ballot = self._promise.ballot
+        return [] if ballot is None else self._tell(now, ballot.leader, self._report(ballot))
 
     def _tell(self, now: float, to: int, message: Message) -> list[Effect]:
         """Send a message; one to this rank itself is heard at once."""
@@ -329,15 +289,15 @@ class Survival:
 
     def tick(self, now: float) -> list[Effect]:
         """Let time pass: to be called four times in ``report_timeout_s`` or more often."""
-        if self.ended is not None or self._stopped_at is None:
+        stopped_at = self._promise.stopped_at
+        if self.ended is not None or stopped_at is None:
             return []
-        if now >= self._stopped_at + self._patience.quorum_timeout_s:
+        if now >= stopped_at + self._patience.quorum_timeout_s:
             return self._give_up()
         if self._lead is not None:
-            return self._lead_on(now)
-        if now >= self._heard_leader_at + self._patience.takeover_timeout_s and self._leader != self.rank:
-            self._silent.add(self._leader)
-            self._heard_leader_at = now
+            return self._lead_on(now, self._lead)
+        if now >= self._promise.heard_leader_at + self._patience.takeover_timeout_s and self._leader != self.rank:
+            self._promise.give_up_on(now, self._leader)
             if self._leader != self.rank:
                 return [Tell(self._leader, Alarm(epoch=self.epoch))]
         return self._lead_if_due(now)
@@ -385,17 +345,17 @@ class Survival:
                 return self._heard_propose(now, message)
             case Report() if self._lead is not None and self._lead.ballot == message.ballot:
                 self._lead.report(now, sender, message)
-                return self._consider(now)
+                return self._consider(now, self._lead)
             case Accept() if self._lead is not None and self._lead.ballot == message.ballot:
                 decision = self._lead.proposed
                 is_decided = self._lead.vote(sender, self._left)
                 return self._decided(now, decision) if is_decided and decision is not None else []
-            case Refuse() if self._promised is None or message.ballot > self._promised:
-                self._promise(now, message.ballot)
+            case Refuse() if self._promise.ballot is None or message.ballot > self._promise.ballot:
+                self._give_promise(now, message.ballot)
         return []
 
     def _heard_alarm(self, now: float, sender: int) -> list[Effect]:
-        self._alarmed_by.add(sender)
+        self._promise.alarmed_by.add(sender)
         was_settled = self.is_settled
         effects = [*self._stop(now), *self._lead_if_due(now)]
         if was_settled and self._leader not in (self.rank, sender):
@@ -404,26 +364,23 @@ class Survival:
         return effects
 
     def _heard_collect(self, now: float, message: Collect) -> list[Effect]:
-        ballot = message.ballot
-        if self._promised is not None and ballot < self._promised:
-            return self._tell(now, ballot.leader, Refuse(epoch=self.epoch, ballot=self._promised))  # Race 2.
+        ballot, promised = message.ballot, self._promise.ballot
+        if promised is not None and ballot < promised:
+            return self._tell(now, ballot.leader, Refuse(epoch=self.epoch, ballot=promised))  # Race 2.
         effects = self._stop(now)
-        self._promise(now, ballot)
+        self._give_promise(now, ballot)
         if message.is_patient:
-            self._stopped_at = now
+            self._promise.stopped_at = now
         return effects + self._tell(now, ballot.leader, self._report(ballot))
 
-    def _promise(self, now: float, ballot: Ballot) -> None:
-        self._promised, self._heard_leader_at = ballot, now
-        self._silent.discard(ballot.leader)
+    def _give_promise(self, now: float, ballot: Ballot) -> None:
+        self._promise.give(now, ballot)
         if ballot.leader != self.rank:
             self._lead = None
 
     def _heard_propose(self, now: float, message: Propose) -> list[Effect]:
-        if self._promised != message.ballot:
+        if not self._promise.accept(now, Accepted(message.ballot, message.decision)):
             return []
-        self._heard_leader_at = now
-        self._accepted = Accepted(message.ballot, message.decision)
         return self._tell(now, message.ballot.leader, Accept(epoch=self.epoch, ballot=message.ballot))
 
     # ---- going on ---------------------------------------------------------------------------------------------
@@ -433,36 +390,19 @@ class Survival:
         if decision.number <= self.epoch or self.ended is not None:
             return []
         effects = self._stop(now)
-        members = {member.rank: member.weight for member in decision.members}
-        told = self.weights.keys() if self._lead is not None else self._alarmed_by - members.keys()
+        members = {member.rank for member in decision.members}
+        told = self.weights.keys() if self._lead is not None else self._promise.alarmed_by - members
         effects += [Tell(rank, Decided(decision=decision)) for rank in sorted(told - {self.rank})]
         effects += [(Lost if v.is_out else Named)(v.rank, v.reason) for v in decision.verdicts]
-        self.epoch, self._last, self.weights = decision.number, decision, members
-        self._excused = set(decision.excused)
-        self._forget_the_decision()
+        self._attempts.decided(decision)
+        self._last, self._excused = decision, set(decision.excused)
+        self._promise, self._lead = Promise(), None
         if self.rank not in members:
             reason = next((v.reason for v in decision.verdicts if v.rank == self.rank), "it was not heard of")
             return effects + self._end(f"the others go on without this rank: {reason}")
-        return effects + self._go(now, decision)
-
-    def _go(self, now: float, decision: Decision) -> list[Effect]:
-        hand_on, self._hand_on = decision.hand_on, None
         if self._is_outdated:
-            return self._alarm(now)  # Race 4.
-        if hand_on is None or self.rank not in (hand_on.holder, *hand_on.incomplete):
-            return self._start_next()
-        plan = AttemptPlan(
-            sequence=hand_on.sequence,
-            attempt=self.epoch,
-            members=self.members,
-            holder=hand_on.holder,
-            incomplete=hand_on.incomplete,
-        )
-        if self.rank != hand_on.holder:
-            self._hand_on = plan
-            return self._start_next()
-        self._running = plan
-        return [Start(plan)]
+            return effects + self._alarm(now)  # Race 4.
+        return effects + self._attempts.resume(decision)
 
     # ---- leading ----------------------------------------------------------------------------------------------
 
@@ -470,46 +410,35 @@ class Survival:
         return [] if self._lead is not None or self._leader != self.rank else self._new_ballot(now)
 
     def _new_ballot(self, now: float) -> list[Effect]:
-        number = 1 if self._promised is None else self._promised.number + 1
-        self._lead = Lead(Ballot(number, self.rank), self.epoch + 1, tuple(self.weights), self._patience, now)
+        promised = self._promise.ballot
+        number = 1 if promised is None else promised.number + 1
+        self._lead = Lead(Ballot(number, self.rank), self.epoch, self._last, tuple(self.weights), self._patience, now)
         return self._ask(now, self._lead)
 
     def _ask(self, now: float, lead: Lead) -> list[Effect]:
         lead.asked_at = now
-        message = self._collect(lead)
+        message = lead.collect()
         asked: list[Effect] = [Tell(rank, message) for rank in self.weights if rank != self.rank]
         return asked + self._tell(now, self.rank, message)
 
-    def _collect(self, lead: Lead) -> Collect:
-        return Collect(epoch=self.epoch, ballot=lead.ballot, last=self._last, is_patient=lead.is_patient)
-
-    def _proposal(self, lead: Lead, decision: Decision) -> Propose:
-        return Propose(epoch=self.epoch, ballot=lead.ballot, decision=decision)
-
-    def _lead_on(self, now: float) -> list[Effect]:
-        lead = self._lead
-        if lead is None:
-            return []
+    def _lead_on(self, now: float, lead: Lead) -> list[Effect]:
         if lead.proposed is not None:
             is_late = now >= lead.asked_at + self._patience.report_timeout_s
             return self._new_ballot(now) if is_late else []
         lead.forget_silent(now)
-        effects = self._consider(now)
+        effects = self._consider(now, lead)
         if self._lead is lead and lead.proposed is None and now >= lead.asked_at + self._patience.report_timeout_s / 2:
             effects += self._ask(now, lead)
         return effects
 
-    def _consider(self, now: float) -> list[Effect]:
+    def _consider(self, now: float, lead: Lead) -> list[Effect]:
         """Propose, if enough is known."""
-        lead = self._lead
-        if lead is None:
-            return []
         decision = lead.consider(now, self._down, self._left)
         if lead.is_patient and not lead.is_patience_over:
-            self._stopped_at = now
+            self._promise.stopped_at = now
         if decision is None:
             return []
         lead.proposed, lead.asked_at = decision, now
-        message = self._proposal(lead, decision)
+        message = lead.proposal(decision)
         told: list[Effect] = [Tell(rank, message) for rank in lead.reporters if rank != self.rank]
         return told + self._tell(now, self.rank, message)

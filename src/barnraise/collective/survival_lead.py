@@ -1,10 +1,10 @@
-"""What the leader of one ballot knows, and when that is enough to propose; it sends nothing."""
+"""What the leader of one ballot knows, and when that is enough to propose; it sends nothing itself."""
 
 from collections.abc import Mapping
 
 from barnraise.collective.survival_blame import is_quorum, judge
 from barnraise.collective.survival_effects import Patience
-from barnraise.collective.survival_messages import Ballot, Decision, Member, Report
+from barnraise.collective.survival_messages import Ballot, Collect, Decision, Member, Propose, Report
 
 
 class Lead:
@@ -12,13 +12,22 @@ class Lead:
 
     Args:
         ballot: Which.
-        number: Of the decision to be made.
+        epoch: How many decisions were made before.
+        last: The one before.
         members: Ranks that are in until then.
         patience: The deadlines.
         now: Seconds.
     """
 
-    def __init__(self, ballot: Ballot, number: int, members: tuple[int, ...], patience: Patience, now: float) -> None:
+    def __init__(
+        self,
+        ballot: Ballot,
+        epoch: int,
+        last: Decision | None,
+        members: tuple[int, ...],
+        patience: Patience,
+        now: float,
+    ) -> None:
         self.ballot = ballot
         self.members = members
         self.asked_at = now
@@ -26,7 +35,8 @@ class Lead:
         self.proposed: Decision | None = None
         self.is_patient = False
         """Nothing is wrong but that somebody's user has not called."""
-        self._number = number
+        self._epoch = epoch
+        self._last = last
         self._patience = patience
         self._since = self._patient_since = now
         self._reports: dict[int, Report] = {}
@@ -42,6 +52,14 @@ class Lead:
     def is_patience_over(self) -> bool:
         """Tell whether users were waited for as long as they may be."""
         return self.is_patient and self.asked_at >= self._patient_since + self._patience.user_timeout_s
+
+    def collect(self) -> Collect:
+        """Return the question for reports."""
+        return Collect(epoch=self._epoch, ballot=self.ballot, last=self._last, is_patient=self.is_patient)
+
+    def proposal(self, decision: Decision) -> Propose:
+        """Return the question for votes."""
+        return Propose(epoch=self._epoch, ballot=self.ballot, decision=decision)
 
     def report(self, now: float, sender: int, report: Report) -> None:
         """Note a report, or a newer one."""
@@ -100,7 +118,7 @@ class Lead:
                 self.is_patient, self._patient_since = True, now
             return None
         return Decision(
-            number=self._number,
+            number=self._epoch + 1,
             members=tuple(Member(rank, self._reports[rank].weight) for rank in judgement.members),
             verdicts=judgement.verdicts,
             hand_on=judgement.hand_on,

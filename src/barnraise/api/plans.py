@@ -1,0 +1,199 @@
+"""What one rank does in a collective: schedule, chunks and memory, as a function of the call and the members; no threads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import blake3
+import msgspec
+import numpy as np
+
+from barnraise.api.pump import Work
+from barnraise.api.streams import Call
+from barnraise.codec.chain import codec_of
+from barnraise.codec.codec import Codec
+from barnraise.collective import tree
+from barnraise.collective.alltoall import all_to_all
+from barnraise.collective.buffers import (
+    Buffers,
+    Codecs,
+    CodedBuffers,
+    RawBuffers,
+    Residual,
+    Scratch,
+    Store,
+    Task,
+    Vector,
+    chunks_of,
+)
+from barnraise.collective.kinds import schedule_of
+from barnraise.collective.program import Chunk, Program, program_of
+from barnraise.collective.schedule import Schedule, all_gather, reduce_scatter
+from barnraise.errors import ConfigError
+from barnraise.net.frames import MAX_PAYLOAD_BYTES
+
+ALIGNMENT: Final = 64
+"""Parts begin at multiples of this many elements: whole cache lines of any type."""
+RAW: Final = "fp32"
+"""The codec that sends numbers as they are, float64 too."""
+MAX_CHUNK_ELEMENTS: Final = MAX_PAYLOAD_BYTES // 4
+RING_BYTES: Final = 8 << 20
+"""From here on the ring's fewer streams are worth its latencies, on links that are alike."""
+NUM_PLANS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class HandOn:
+    """A result that stands is copied, by place in the schedule."""
+
+    holder: int
+    incomplete: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """All that follows from call and members."""
+
+    program: Program
+    chunks: tuple[Chunk, ...]
+    """Of the whole vector."""
+    results: tuple[tuple[int, int], ...]
+    """What of the vector is this rank's to have at the end."""
+    digest: bytes
+    """Equal on all ranks that do the same thing together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """What the user brings to a collective."""
+
+    vector: Vector
+    weight: float = 1.0
+    residual: Residual | None = None
+
+
+def part_of(size: int, place: int, num_members: int) -> tuple[int, int]:
+    """Return ``(start, stop)`` of a member's part of a vector."""
+    return all_to_all(num_members).bounds(size, ALIGNMENT)[place]
+
+
+class Plans:
+    """Plans that were made before, and the memory that they use: of two collectives, in turns.
+
+    Args:
+        group: what all members share and others do not.
+    """
+
+    def __init__(self, group: bytes) -> None:
+        self._group = group
+        self._known: dict[tuple[Call, tuple[int, ...], int, HandOn | None], Plan] = {}
+        self._stores = (Store(), Store())
+        self._scratch = Scratch()
+        self._codecs: dict[tuple[str, int], Codecs] = {}
+
+    def plan(self, call: Call, members: tuple[int, ...], place: int, hand_on: HandOn | None = None) -> Plan:
+        """Return a rank's plan.
+
+        Raises:
+            ConfigError: codec or schedule are none, or do not suit the call.
+        """
+        key = (call, members, place, hand_on)
+        if key not in self._known:
+            if len(self._known) >= NUM_PLANS:
+                self._known.clear()
+            self._known[key] = self._make(call, members, place, hand_on)
+        return self._known[key]
+
+    def work(self, plan: Plan, call: Call, given: Input, weights: Sequence[float], sequence: int) -> Work:
+        """Return what is to be done by a plan for a collective in which the members' inputs weigh so much."""
+        task = Task(
+            own=given.vector,
+            weight=given.weight,
+            divisor=sum(weights) if call.operation.endswith("mean") else 1.0,
+            seed=sequence,
+            residual=given.residual,
+        )
+        store = self._stores[sequence % 2]
+        if is_raw(call):
+            self._scratch.fit(MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES)
+            buffers: Buffers = RawBuffers(task, plan.program, plan.results, store, self._scratch)
+        else:
+            codecs = self._codecs_of(call.codec, len(weights))
+            buffers = CodedBuffers(task, plan.program, store, self._scratch, codecs, plan.chunks)
+        return Work(plan.program, buffers)
+
+    def handing_on(self, plan: Plan, call: Call, vector: Vector, sequence: int, finished: Buffers | None) -> Work:
+        """Return the work of copying a result as it is; ``finished`` has it, on the rank that hands it on."""
+        self._scratch.fit(MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES)
+        store = self._stores[sequence % 2]
+        if finished is not None:
+            vector = store.work(call.size, np.dtype(call.dtype))
+            finished.write_result(vector)
+        task = Task(own=vector)
+        return Work(plan.program, RawBuffers(task, plan.program, plan.results, store, self._scratch))
+
+    def _make(self, call: Call, members: tuple[int, ...], place: int, hand_on: HandOn | None) -> Plan:
+        count = len(members)
+        schedule = _schedule(call, members, hand_on)
+        elements = MAX_PAYLOAD_BYTES // np.dtype(call.dtype).itemsize
+        if hand_on is None and not is_raw(call):
+            elements = chunk_elements(call, count)
+        bounds = schedule.bounds(call.size, ALIGNMENT)
+        is_whole = call.operation.partition(" ")[0] != "reduce_scatter"
+        mine = tuple(bounds[part] for part, owner in enumerate(schedule.owners) if owner == place)
+        said = (call, members, schedule.kind, elements, hand_on and (hand_on.holder, hand_on.incomplete))
+        return Plan(
+            program=program_of(schedule, place, call.size, elements, ALIGNMENT),
+            chunks=chunks_of(schedule, call.size, elements, ALIGNMENT),
+            results=((0, call.size),) if is_whole else mine,
+            digest=blake3.blake3(self._group + msgspec.msgpack.encode(said)).digest(),
+        )
+
+    def _codecs_of(self, name: str, count: int) -> Codecs:
+        if (name, count) not in self._codecs:
+            sending, receiving = codec_of(name, np.float32), codec_of(name, np.float32)
+            finishing = codec_of(name, np.float32).for_aggregate(count)
+            self._codecs[name, count] = Codecs(sending=sending, receiving=receiving, finishing=finishing)
+        return self._codecs[name, count]
+
+
+def is_raw(call: Call) -> bool:
+    """Tell whether numbers travel as they are."""
+    return call.codec == RAW
+
+
+def check(call: Call) -> None:
+    """Raise `ConfigError` where no ranks whatever could carry this out."""
+    if call.dtype == "float64" and not is_raw(call):
+        raise ConfigError(f"codec={call.codec!r} is for float32; a float64 tensor travels as it is, with codec='fp32'")
+    if not is_raw(call):
+        codec_of(call.codec, np.float32)
+    if call.schedule != "auto":
+        schedule_of(call.schedule, 2)
+
+
+def chunk_elements(call: Call, count: int) -> int:
+    """Return how many elements are encoded together: an encoding fits into a frame, on its way and finished."""
+    codec: Codec = codec_of(call.codec, np.float32)
+    finishing = codec.for_aggregate(count)
+    elements = MAX_CHUNK_ELEMENTS
+    while max(codec.bound_bytes(elements), finishing.bound_bytes(elements)) > MAX_PAYLOAD_BYTES:
+        elements //= 2
+    return elements
+
+
+def _schedule(call: Call, members: tuple[int, ...], hand_on: HandOn | None) -> Schedule:
+    count, name = len(members), call.operation.partition(" ")[0]
+    if hand_on is not None:
+        return tree.hand_on(count, hand_on.holder, hand_on.incomplete)
+    if name == "broadcast":
+        return tree.broadcast(count, members.index(call.root))
+    if name == "reduce_scatter":
+        return reduce_scatter(all_to_all(count))
+    if name == "all_gather":
+        return all_gather(all_to_all(count))
+    if call.schedule != "auto":
+        return schedule_of(call.schedule, count)
+    is_large = call.size * np.dtype(call.dtype).itemsize >= RING_BYTES
+    # What is lost in encoding grows with every hop of a ring; shards have two.
+    return schedule_of("ring" if is_large and is_raw(call) and count > 2 else "shards", count)

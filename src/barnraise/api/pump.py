@@ -1,0 +1,514 @@
+"""One rank's threads in a collective: the caller's receives, another one sends; knows neither tensors nor members.
+
+An `Attempt` is one try at one collective; `Pump.carry_out` makes it. The two threads share a `Run`, which says what may
+go on, and wake each other only where one of them sleeps. Nothing is agreed on beforehand and nothing acknowledged: each
+stream that an attempt uses begins with a `Begin`, by which the receiver checks that both do the same, and up to which it
+discards what is left of earlier attempts.
+
+An attempt ends early in one of three ways, whichever is first: a stream fails, a peer's `Halt` comes, or `Attempt.stop`
+is called from elsewhere. Both threads then stop between two frames, so the streams are good for the next attempt; a
+thread that is stuck in a frame is freed by `Pump.free`, which costs that stream.
+"""
+
+import contextlib
+import enum
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from barnraise.api.streams import MAX_CONTROL_BYTES, Begin, Call, Done, Halt, Incoming, Outgoing, Streams
+from barnraise.codec.codec import Malformed
+from barnraise.collective.buffers import Buffers
+from barnraise.collective.program import Program, Receive, Run, Send
+from barnraise.errors import ConfigError, PeerError, Unavailable
+from barnraise.ids import PeerId
+from barnraise.net.frames import MAX_PAYLOAD_BYTES
+
+JOIN_S: Final = 5.0
+
+
+class Trouble(enum.Enum):
+    """What was wrong with a peer."""
+
+    BROKEN = "broken"
+    """The stream to or from it."""
+    DAMAGED = "damaged"
+    """What it sent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why an attempt failed here."""
+
+    rank: int
+    """Of the group, at fault as far as can be seen from here."""
+    trouble: Trouble
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an attempt does, once all is known that it takes."""
+
+    program: Program
+    buffers: Buffers
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """Somebody else who takes part."""
+
+    rank: int
+    """In the group."""
+    peer: PeerId
+
+
+class Halted(Exception):
+    """Within a pump: the attempt was stopped."""
+
+
+class Attempt:
+    """One try at one collective.
+
+    Args:
+        begin: what is said before the first frame on each stream.
+        parties: all members by their place in the schedule.
+        place: our place among them.
+        prepare: makes the work of the weights of all, by place. Called in the receiving thread.
+        is_meeting: everybody hears from everybody before the work begins; else the weights are 1, and who has nothing
+            to receive from a rank does not hear from it.
+        is_closing: everybody hears from everybody, at the end, that all is done there.
+        on_failure: told of a failure, in one of the two threads.
+        on_given: told that all is sent, where the attempt was given to `Pump.give`.
+    """
+
+    def __init__(
+        self,
+        *,
+        begin: Begin,
+        parties: Sequence[Party],
+        place: int,
+        prepare: Callable[[Sequence[float]], Work],
+        is_meeting: bool = False,
+        is_closing: bool = False,
+        on_failure: Callable[["Attempt"], None] = lambda attempt: None,
+        on_given: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.begin = begin
+        self.parties = tuple(parties)
+        self.place = place
+        self.is_meeting, self.is_closing = is_meeting, is_closing
+        self.on_given = on_given
+        self.failure: Failure | None = None
+        self.crash: BaseException | None = None
+        self.receiving_from: Party | None = None
+        self.sending_to: Party | None = None
+        self.is_stopped = self.is_given = False
+        self._prepare = prepare
+        self._on_failure = on_failure
+        self._turn = threading.Condition()
+        self._is_sender_asleep = self._is_receiver_asleep = False
+        self._is_sender_out = False
+        self._run: Run | None = None
+        self._buffers: Buffers | None = None
+
+    # ---- what both threads ask --------------------------------------------------------------------------------
+
+    def prepare(self, weights: Sequence[float]) -> None:
+        """Make the work, and let the sender begin."""
+        work = self._prepare(weights)
+        with self._turn:
+            self._buffers, self._run = work.buffers, Run(work.program)
+            self._turn.notify_all()
+
+    def prepare_alone(self) -> None:
+        """Make the work, where that takes nothing from the others."""
+        if not self.is_meeting:
+            self.prepare([1.0] * len(self.parties))
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Return a pair of numbers that change as long as it moves."""
+        return (-1, -1) if self._run is None else (self._run.num_sent, self._run.num_received)
+
+    @property
+    def waits_for(self) -> Party | None:
+        """Return who must do something next: send us a chunk, or take one from us."""
+        if self._run is None or self._run.next_receive() is not None:
+            return self.receiving_from
+        return self.sending_to or self.receiving_from
+
+    @property
+    def run(self) -> Run:
+        """Return how far it is; it was prepared."""
+        assert self._run is not None
+        return self._run
+
+    @property
+    def buffers(self) -> Buffers:
+        """Return where everything lies; it was prepared."""
+        assert self._buffers is not None
+        return self._buffers
+
+    def others(self) -> list[Party]:
+        """Return whom our `Begin` is for: all, or those to whom we send."""
+        if self.is_meeting or self.is_closing:
+            count = len(self.parties)
+            return [self.parties[(self.place + offset) % count] for offset in range(1, count)]
+        return [self.parties[to] for to in dict.fromkeys(send.to for send in self.run.program.sends)]
+
+    def wait_until_prepared(self) -> None:
+        """Sleep until there is work. Raises `Halted`."""
+        with self._turn:
+            while self._run is None and not self.is_stopped:
+                self._turn.wait()
+        self._check()
+
+    def next_send(self) -> Send | None:
+        """Sleep until there is something to send; None: all is sent. Raises `Halted`."""
+        run = self.run
+        send = run.next_send()
+        if send is None and not run.is_sent:
+            with self._turn:
+                self._is_sender_asleep = True
+                while not self.is_stopped and (send := run.next_send()) is None:
+                    self._turn.wait()
+                self._is_sender_asleep = False
+        self._check()
+        return send
+
+    def next_receive(self) -> Receive | None:
+        """Sleep until something may be received; None: all is here. Raises `Halted`."""
+        run = self.run
+        receive = run.next_receive()
+        if receive is None and not run.is_received:
+            with self._turn:
+                self._is_receiver_asleep = True
+                while not self.is_stopped and (receive := run.next_receive()) is None:
+                    self._turn.wait()
+                self._is_receiver_asleep = False
+        self._check()
+        return receive
+
+    def wait_until_received(self) -> None:
+        """Sleep until all is here. Raises `Halted`."""
+        with self._turn:
+            self._is_sender_asleep = True
+            while not self.is_stopped and not self.run.is_received:
+                self._turn.wait()
+            self._is_sender_asleep = False
+        self._check()
+
+    def note_sent(self) -> None:
+        """Count a send."""
+        self.run.note_sent()
+        if self._is_receiver_asleep:
+            self.wake()
+
+    def note_received(self) -> None:
+        """Count a receive."""
+        run = self.run
+        run.note_received()
+        # The sleeper says that it sleeps, then looks at the count; we count, then look whether it sleeps. One sees.
+        if self._is_sender_asleep and (run.next_send() is not None or run.is_received):
+            self.wake()
+
+    def wake(self) -> None:
+        """Let both threads look again."""
+        with self._turn:
+            self._turn.notify_all()
+
+    def _check(self) -> None:
+        if self.is_stopped:
+            raise Halted
+
+    # ---- its end ----------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Let both threads stop between two frames; from any thread."""
+        with self._turn:
+            self.is_stopped = True
+            self._turn.notify_all()
+
+    def fail(self, party: Party, trouble: Trouble, error: Exception) -> None:
+        """Stop, and say why, unless it was stopped before."""
+        with self._turn:
+            is_news = not self.is_stopped
+            if is_news:
+                self.failure = Failure(rank=party.rank, trouble=trouble, reason=str(error))
+        self.stop()
+        if is_news:
+            self._on_failure(self)
+
+    def sender_is_out(self) -> None:
+        """Note that the sending thread has left this attempt."""
+        with self._turn:
+            self._is_sender_out = True
+            self._turn.notify_all()
+
+    def wait_for_sender(self) -> None:
+        """Sleep until the sending thread is done with it. Raises `Halted`."""
+        with self._turn:
+            while not self._is_sender_out and not self.is_stopped:
+                self._turn.wait()
+        self._check()
+
+
+class Pump:
+    """Two threads and their streams, one attempt after the other."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._jobs: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
+        self._room = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+        """For what may be a frame of any kind."""
+        self._sending: Attempt | None = None
+        self._receiving: Attempt | None = None
+        self._thread = threading.Thread(target=self._send_for_good, name="barnraise sender", daemon=True)
+        self._thread.start()
+
+    def carry_out(self, attempt: Attempt) -> None:
+        """Receive, while another thread sends, until both are done.
+
+        Raises:
+            Halted: it was stopped; ``attempt.failure`` says why, if it was for something here.
+            ConfigError: a peer does something else.
+        """
+        if self._sending is None:
+            self._streams.bury()
+        self._receiving = attempt
+        attempt.prepare_alone()
+        has_others = bool(attempt.others())
+        if has_others:
+            self._jobs.put(attempt)
+        try:
+            self._receive_all(attempt)
+            if has_others:
+                attempt.wait_for_sender()
+        except BaseException:
+            attempt.stop()
+            raise
+        finally:
+            self._receiving = None
+            if attempt.crash is not None:
+                raise attempt.crash
+
+    def give(self, attempt: Attempt) -> None:
+        """Let the sending thread carry out an attempt in which nothing is received; do not wait for it."""
+        attempt.is_given = True
+        self._jobs.put(attempt)
+
+    def free(self, stuck: Attempt) -> None:
+        """Interrupt the streams in which a stopped attempt's threads are stuck; from any thread."""
+        receiving, sending = stuck.receiving_from, stuck.sending_to
+        if receiving is not None:
+            self._streams.drop(receiving.peer, outgoing=False)
+        if sending is not None:
+            self._streams.drop(sending.peer, incoming=False)
+        self._streams.wake()
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Return what the threads are in: none, one, or two where one was stopped and a thread is not out of it yet."""
+        return list(dict.fromkeys(attempt for attempt in (self._receiving, self._sending) if attempt is not None))
+
+    def close(self) -> None:
+        """End the thread and free the streams."""
+        attempts = self.attempts
+        for attempt in attempts:
+            attempt.stop()
+        self._jobs.put(None)
+        self._streams.close(lambda: self._thread.join(JOIN_S), is_busy=bool(attempts))
+
+    # ---- sending ----------------------------------------------------------------------------------------------
+
+    def _send_for_good(self) -> None:
+        while (attempt := self._jobs.get()) is not None:
+            self._sending = attempt
+            begun: dict[PeerId, Outgoing] = {}
+            try:
+                self._send_all(attempt, begun)
+                if attempt.is_given:
+                    attempt.on_given()
+            except Halted:
+                self._say_halt(attempt, begun)
+            except BaseException as error:  # handed to the caller's thread, which raises it
+                attempt.crash = error
+                attempt.stop()
+                self.free(attempt)
+            finally:
+                attempt.sending_to = None
+                self._sending = None
+                attempt.sender_is_out()
+
+    def _send_all(self, attempt: Attempt, begun: dict[PeerId, Outgoing]) -> None:
+        if attempt.is_given:
+            attempt.prepare_alone()
+        parties = attempt.others()
+        opened = self._streams.outgoing([party.peer for party in parties], lambda: attempt.is_stopped)
+        for party in parties:
+            with self._sending_to(attempt, party):
+                outgoing = opened[party.peer]
+                if isinstance(outgoing, Unavailable):
+                    raise outgoing
+                outgoing.say(attempt.begin)
+                begun[party.peer] = outgoing
+        attempt.wait_until_prepared()
+        streams = {place: begun[party.peer] for place, party in enumerate(attempt.parties) if party.peer in begun}
+        buffers = attempt.buffers
+        while (send := attempt.next_send()) is not None:
+            with self._sending_to(attempt, attempt.parties[send.to]):
+                streams[send.to].stream.send(buffers.payload(send))
+            attempt.note_sent()
+        if attempt.is_closing:
+            attempt.wait_until_received()
+            done = Done(attempt.begin.sequence, attempt.begin.epoch)
+            for party in parties:
+                with self._sending_to(attempt, party):
+                    begun[party.peer].say(done)
+
+    def _sending_to(self, attempt: Attempt, party: Party) -> "_Dealing":
+        attempt.sending_to = party
+        return _Dealing(self._streams, attempt, party, is_sending=True)
+
+    def _say_halt(self, attempt: Attempt, begun: Mapping[PeerId, Outgoing]) -> None:
+        """Wake those who wait for what will not come."""
+        halt = Halt(attempt.begin.sequence, attempt.begin.epoch)
+        for party in attempt.others():
+            if party.peer in begun and (attempt.failure is None or attempt.failure.rank != party.rank):
+                attempt.sending_to = party
+                with contextlib.suppress(Unavailable, PeerError):
+                    begun[party.peer].say(halt)
+
+    # ---- receiving --------------------------------------------------------------------------------------------
+
+    def _receive_all(self, attempt: Attempt) -> None:
+        begun: dict[int, Incoming] = {}
+        if attempt.is_meeting:
+            self._meet(attempt, begun)
+        buffers = attempt.buffers
+        while (receive := attempt.next_receive()) is not None:
+            party = attempt.parties[receive.sender]
+            with self._receiving_from(attempt, party):
+                incoming = begun.get(receive.sender) or self._await_begin(attempt, party)
+                begun[receive.sender] = incoming
+                room = buffers.room(receive)
+                size = incoming.stream.receive(room) if len(room) >= MAX_CONTROL_BYTES else self._small(incoming, room)
+                if size <= MAX_CONTROL_BYTES:
+                    self._look(incoming, room[:size])
+                buffers.arrived(receive, size)
+            attempt.note_received()
+        if attempt.is_closing:
+            self._hear_done(attempt, begun)
+        attempt.receiving_from = None
+
+    def _meet(self, attempt: Attempt, begun: dict[int, Incoming]) -> None:
+        """Hear from everybody, and make the work of what they say they weigh."""
+        weights = [attempt.begin.weight] * len(attempt.parties)
+        for place, party in enumerate(attempt.parties):
+            if place != attempt.place:
+                with self._receiving_from(attempt, party):
+                    begun[place] = incoming = self._await_begin(attempt, party)
+                    assert incoming.begun is not None
+                    weights[place] = incoming.begun.weight
+        attempt.prepare(weights)
+
+    def _hear_done(self, attempt: Attempt, begun: dict[int, Incoming]) -> None:
+        """Hear from everybody that all is done there."""
+        for place, party in enumerate(attempt.parties):
+            if place != attempt.place:
+                with self._receiving_from(attempt, party):
+                    incoming = begun.get(place) or self._await_begin(attempt, party)
+                    size = incoming.stream.receive(self._room)
+                    said = incoming.control(self._room[:size])
+                    if isinstance(said, Begin):
+                        incoming.begun = said
+                    if not isinstance(said, Done):
+                        raise Halted
+
+    def _await_begin(self, attempt: Attempt, party: Party) -> Incoming:
+        """Discard what comes from a peer until it begins this attempt.
+
+        A stream that ends before is a rest of an earlier attempt, which cost it: the peer opens another when it begins.
+        """
+        ours = attempt.begin
+        while (incoming := self._streams.incoming(party.peer, lambda: attempt.is_stopped)) is not None:
+            try:
+                while incoming.begun is None or incoming.begun.number < ours.number:
+                    self._skip(attempt, incoming)
+            except Unavailable:
+                self._streams.discard(party.peer, incoming)
+                continue
+            if incoming.begun.number > ours.number:
+                raise Halted  # the others have gone on, and we shall hear of it
+            compare(ours, incoming.begun, party)
+            return incoming
+        raise Halted
+
+    def _skip(self, attempt: Attempt, incoming: Incoming) -> None:
+        size = incoming.stream.receive(self._room)
+        said = incoming.control(self._room[:size])
+        if isinstance(said, Begin):
+            incoming.begun = said
+        if attempt.is_stopped:
+            raise Halted
+
+    def _small(self, incoming: Incoming, room: memoryview) -> int:
+        """Receive a chunk so small that a frame of the peer's own would not fit into its room."""
+        size = incoming.stream.receive(self._room)
+        self._look(incoming, self._room[:size])
+        if size > len(room):
+            raise Malformed(f"{size} bytes where at most {len(room)} were due")
+        room[:size] = self._room[:size]
+        return size
+
+    def _look(self, incoming: Incoming, frame: memoryview) -> None:
+        """Raise `Halted` where a frame is not data: either it is a `Halt`, or a later attempt has begun there."""
+        said = incoming.control(frame)
+        if isinstance(said, Begin):
+            incoming.begun = said
+        if said is not None:
+            raise Halted
+
+    def _receiving_from(self, attempt: Attempt, party: Party) -> "_Dealing":
+        attempt.receiving_from = party
+        return _Dealing(self._streams, attempt, party, is_sending=False)
+
+
+class _Dealing:
+    """What goes wrong within is the peer's doing, and stops the attempt."""
+
+    __slots__ = ("_attempt", "_is_sending", "_party", "_streams")
+
+    def __init__(self, streams: Streams, attempt: Attempt, party: Party, *, is_sending: bool) -> None:
+        self._streams, self._attempt, self._party, self._is_sending = streams, attempt, party, is_sending
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Unavailable | PeerError | Malformed):
+            trouble = Trouble.BROKEN if isinstance(error, Unavailable) else Trouble.DAMAGED
+            self._streams.drop(self._party.peer, outgoing=self._is_sending, incoming=not self._is_sending)
+            self._attempt.fail(self._party, trouble, error)
+            self._streams.wake()
+            raise Halted from error
+
+
+def compare(ours: Begin, theirs: Begin, party: Party) -> None:
+    """Raise `ConfigError` where a peer is in the same collective and does something else."""
+    if ours.call != theirs.call:
+        raise ConfigError(
+            f"collective {ours.sequence} is {ours.call} here and {theirs.call} at rank {party.rank}. All ranks must "
+            "call the same collectives in the same order."
+        )
+    if ours.digest != theirs.digest:
+        raise ConfigError(
+            f"rank {party.rank} is in another group of the same name, or carries out {ours.call} in another way. "
+            "Close all and start again."
+        )
+
+
+__all__ = ["Attempt", "Call", "Failure", "Halted", "Party", "Pump", "Trouble", "Work", "compare"]
