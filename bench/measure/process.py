@@ -1,5 +1,6 @@
 """What the kernel says of a process: CPU seconds and peak memory, from Linux's /proc; nothing is installed for it."""
 
+import contextlib
 import os
 import platform
 import signal
@@ -10,8 +11,8 @@ from typing import Final
 from barnraise.errors import ConfigError
 
 _TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
-_USER_TIME, _SYSTEM_TIME = 11, 12
-"""Fields of /proc/PID/stat, counted behind the name in parentheses (proc(5), fields 14 and 15)."""
+_GROUP, _USER_TIME, _SYSTEM_TIME = 2, 11, 12
+"""Fields of /proc/PID/stat, counted behind the name in parentheses (proc(5), fields 5, 14 and 15)."""
 
 
 def require_proc() -> None:
@@ -28,6 +29,17 @@ def cpu_s(pid: int) -> float:
     """Return the CPU seconds, user and system, that a living process has used, its children's not counted."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[_USER_TIME]) + int(fields[_SYSTEM_TIME])) * _TICK_S
+
+
+def group_cpu_s(group: int) -> float:
+    """Return the CPU seconds that the living processes of a group have used, and those of their ended children."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[_GROUP]) == group:
+                total += sum(map(int, fields[_USER_TIME : _USER_TIME + 4]))
+    return total * _TICK_S
 
 
 def machine_cpu_s() -> float:

@@ -39,6 +39,7 @@ LOOKING = {
     ".venv/bin/barnraise status": "members",
     ".venv/bin/barnraise status --json": '"round"',
     ".venv/bin/barnraise peers": "connected",
+    ".venv/bin/barnraise peers --plan": "the planner would choose",
     ".venv/bin/barnraise log --last 5": "result",
     ".venv/bin/barnraise show": "voted for by",
     ".venv/bin/barnraise key": "fingerprint",
@@ -54,6 +55,7 @@ TAKING = {
 CONTINUE = ".venv/bin/barnraise train --init model --profile 2 --tensorboard curves"
 WRITE = ".venv/bin/barnraise config --preset distributed -o peer.yaml"
 START = ".venv/bin/barnraise start -c peer.yaml"
+BENCH = ".venv/bin/barnraise bench allreduce --mb 1,10 --codec fp32,int8"
 
 SMALL = {"MODEL__HIDDEN_SIZE": 32, "MODEL__NUM_LAYERS": 1, "MODEL__NUM_HEADS": 1, "ROUND__ROUNDS": 7, "ROUND__STEPS": 2}
 LONG = {**SMALL, "MODEL__NUM_LAYERS": 2, "ROUND__ROUNDS": 10_000, "ROUND__STEPS": 4}
@@ -208,3 +210,9 @@ def test_a_long_lived_peer_starts_from_the_file_that_was_written(place: Path) ->
         text = text.replace(theirs, ours)  # somebody may have the ports, and this machine no network
     file.write_text(text)
     assert "1 of 1 peers saw the end" in run(START, place, FEW)
+
+
+def test_the_links_of_this_machine_are_measured(place: Path) -> None:
+    out = run(BENCH, place)
+    assert "bus MB/s" in out
+    assert "the planner would choose" in out

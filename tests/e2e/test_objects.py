@@ -17,6 +17,13 @@ from barnraise.identity import ClusterKey
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES_OF_OBJECTS = [
+    "static_peers.py",
+    "auto_discovery.py",
+    "averaged_gradients.py",
+    "coordinator.py",
+    "node_train.py",
+]
 PATIENCE_S = 200
 
 
@@ -53,6 +60,14 @@ def test_the_example_of_auto_discovery(tmp_path: Path) -> None:
     assert lines == [f"rank {rank} of 3: mean of the ranks 1.0" for rank in range(3)]
 
 
+def test_the_example_of_averaged_gradients(tmp_path: Path) -> None:
+    lines = sorted(run_example("averaged_gradients.py", tmp_path).splitlines())
+    found = [re.fullmatch(r"rank (\d) of 3: error (0\.\d{6})", line) for line in lines]
+    assert [match and match[1] for match in found] == ["0", "1", "2"], lines
+    (error,) = {match[2] for match in found if match}  # equal on all machines
+    assert float(error) < 0.01
+
+
 def test_the_example_of_the_coordinator(tmp_path: Path) -> None:
     lines = run_example("coordinator.py", tmp_path).splitlines()
     errors = [float(found) for line in lines for found in re.findall(r"error ([0-9.]+)", line)]
@@ -71,7 +86,7 @@ def test_the_example_of_a_node(tmp_path: Path) -> None:
         assert float(last) < float(first)
 
 
-@pytest.mark.parametrize("name", ["static_peers.py", "auto_discovery.py", "coordinator.py", "node_train.py"])
+@pytest.mark.parametrize("name", EXAMPLES_OF_OBJECTS)
 def test_an_example_is_short(name: str) -> None:
     assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= 50
 
@@ -129,14 +144,12 @@ def adding_up(count: int) -> Iterator[list["subprocess.Popen[str]"]]:
             process.stdout.close()
 
 
-def test_a_rank_that_is_killed_is_named_by_all_others_and_nobody_hangs() -> None:
-    with adding_up(3) as processes:
+def test_who_is_left_without_a_quorum_is_told_and_has_its_tensor_as_it_was() -> None:
+    with adding_up(2) as processes:
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "going\n"
-        processes[1].kill()
-        for process in (processes[0], processes[2]):
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert "rank 1" in line, line
-            assert process.wait(60) == 0
+        processes[0].kill()
+        assert processes[1].stdout is not None
+        assert "1 of 2 ranks can be reached" in processes[1].stdout.readline()
+        assert processes[1].wait(60) == 0

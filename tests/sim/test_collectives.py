@@ -1,92 +1,38 @@
-"""Ranks die, stop and send damage at every step of every schedule, and the others end with the same exact sums."""
+"""Ranks die, stop and send damage, and the others end with the same exact sums."""
 
-import functools
-import random
-from collections.abc import Callable, Sequence
+from itertools import product
 
 import pytest
 
-from barnraise.collective.kinds import FLAT, schedule_of
-from barnraise.collective.schedule import Schedule
-from barnraise.sim.collectives import Broken, World
-from barnraise.sim.mishaps import Corrupt, Cut, Hang, Kill, KillSpeaker, Late, Mishap, Stop, draw
+from barnraise.sim.mishaps import Corrupt, Cut, Hang, Kill, KillSpeaker, Late, Stop
 
-ScheduleOf = Callable[[int], Schedule]
-
-
-def hierarchical(world_size: int) -> Schedule:
-    if world_size < 2:
-        return schedule_of("ring", world_size)
-    half = (world_size + 1) // 2
-    return schedule_of("hierarchical", world_size, groups=(range(half), range(half, world_size)))
-
-
-SCHEDULES: dict[str, ScheduleOf] = {
-    **{kind: functools.partial(schedule_of, kind) for kind in FLAT},
-    "hierarchical": hierarchical,
-}
-WEIGHTS = (3, 1, 4, 1, 5, 9, 2, 6)
-FAULTS: tuple[Callable[[int, int], Mishap], ...] = (
-    lambda rank, step: Kill(rank=rank, sequence=1, step=step),
-    lambda rank, step: Stop(rank=rank, sequence=1, step=step, for_s=12.0 if step % 2 else None),
-    lambda rank, step: Corrupt(rank=rank, sequence=1, step=step),
+from .collective_worlds import (
+    SCHEDULES,
+    ended_with,
+    fail_at_each_step,
+    lost_in,
+    random_world,
+    run_random_world,
+    world_of,
 )
-
-
-def world_of(kind: str, world_size: int, *mishaps: Mishap, seed: int = 1, num_collectives: int = 2) -> World:
-    world = World(
-        seed=seed,
-        schedule_of=SCHEDULES[kind],
-        weights=WEIGHTS[:world_size],
-        mishaps=mishaps,
-        num_collectives=num_collectives,
-    )
-    world.run()
-    return world
-
-
-def ended_with(world: World, sequence: int) -> Sequence[int]:
-    (members,) = {rank.results[sequence].members for rank in world.survivors}
-    return members
-
-
-def lost_in(world: World) -> set[int]:
-    return {culprit for rank in world.survivors for culprit in rank.lost}
 
 
 @pytest.mark.parametrize("world_size", [4, 5, 8])
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_a_rank_that_fails_at_any_step_costs_the_others_nothing_but_time(kind: str, world_size: int) -> None:
-    undisturbed = world_of(kind, world_size)
-    everybody = tuple(range(world_size))
-    for victim in (0, world_size // 2, world_size - 1):
-        others = tuple(rank for rank in everybody if rank != victim)
-        num_steps = undisturbed.ranks[victim].num_ops[1]
-        assert num_steps >= 2
-        for step in range(num_steps):
-            for number, fault in enumerate(FAULTS):
-                if world_size == 8 and step % 3 != number:
-                    continue
-                mishap = fault(victim, step)
-                world = world_of(kind, world_size, mishap, seed=100 * step + number)
-                check(world, mishap, victim, everybody, others)
+    """Each fault before each of a rank's sends and receives; `test_collectives_everywhere` does it to every rank."""
+    assert fail_at_each_step(kind, world_size, [world_size // 2]) >= 6
 
 
-def check(world: World, mishap: Mishap, victim: int, everybody: tuple[int, ...], others: tuple[int, ...]) -> None:
-    """The guilty one is named and nobody else; who is left goes on, with a result of exactly all or all others."""
-    alive = tuple(rank.index for rank in world.survivors)
-    assert ended_with(world, 1) in (everybody, others), mishap
-    assert world.now < 60.0, mishap
-    if isinstance(mishap, Corrupt):
-        named = {culprit for rank in world.survivors for culprit in (*rank.named, *rank.lost)}
-        assert named == ({victim} if world.struck else set()), mishap
-        return
-    assert world.struck, mishap
-    assert alive == others, mishap
-    assert all(set(rank.lost) == {victim} for rank in world.survivors), mishap
-    assert ended_with(world, 2) == others, mishap
-    if isinstance(mishap, Stop) and mishap.for_s is not None:
-        assert (world.ranks[victim].ended or "").startswith("the others go on without this rank"), mishap
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_so_does_the_rank_that_would_lead(kind: str) -> None:
+    assert fail_at_each_step(kind, 4, [0]) >= 6
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_whatever_a_seed_brings_nobody_hangs_and_nobody_has_another_result(block: int) -> None:
+    for seed in range(50 * block, 50 * block + 50):
+        run_random_world(seed)
 
 
 def test_damage_that_lasts_puts_its_sender_out_and_damage_that_does_not_costs_one_attempt() -> None:
@@ -117,6 +63,18 @@ def test_the_leader_may_die_at_each_of_its_messages(kind: str) -> None:
             assert ended_with(world, 1) in ((1, 2, 4), (0, 1, 2, 4), (0, 1, 2, 3, 4)), nth
             seen += 1
     assert seen >= 12
+
+
+def test_what_a_dead_leader_told_one_that_died_too_is_what_the_others_decide() -> None:
+    """Rank 0 decides that all stay in, tells rank 1, and dies; rank 1 begins, and dies. The others only accepted it."""
+    seen = 0
+    for step, nth in product(range(1, 4), range(4, 16)):
+        damage = Corrupt(rank=1, sequence=1, step=0, is_lasting=False)
+        world = world_of("ring", 5, damage, KillSpeaker(rank=0, nth=nth), Kill(rank=1, sequence=1, step=step), seed=nth)
+        if len(world.struck) == 3:
+            assert ended_with(world, 2) == (2, 3, 4), (step, nth)
+            seen += 1
+    assert seen >= 20
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
@@ -183,36 +141,6 @@ def test_of_two_the_junior_ends_when_the_senior_dies() -> None:
     assert not world.survivors
     assert "1 of 2 ranks" in (world.ranks[1].ended or "")
     assert [rank.index for rank in world_of("ring", 2, Kill(rank=1, sequence=2, step=1)).survivors] == [0]
-
-
-def random_world(seed: int) -> World:
-    rng = random.Random(seed)
-    world_size = rng.choice((2, 3, 4, 5, 6, 8))
-    return World(
-        seed=seed,
-        schedule_of=SCHEDULES[rng.choice(list(SCHEDULES))],
-        weights=[rng.randint(1, 9) for _ in range(world_size)],
-        num_collectives=3,
-        mishaps=draw(rng, world_size, 3, 0.4),
-        chunk_elements=rng.choice((2, 8, 24)),
-    )
-
-
-@pytest.mark.parametrize("block", range(10))
-def test_whatever_a_seed_brings_nobody_hangs_and_nobody_has_another_result(block: int) -> None:
-    for seed in range(30 * block, 30 * block + 30):
-        world = random_world(seed)
-        try:
-            world.run()
-        except Broken as error:
-            pytest.fail(f"seed {seed}: {error}")
-        touched = {rank for mishap in world.mishaps for rank in ranks_of(mishap)}
-        if 2 * len(touched) < len(world.ranks):
-            assert world.survivors, f"seed {seed}: most ranks are well and nobody went on"
-
-
-def ranks_of(mishap: Mishap) -> set[int]:
-    return {mishap.one, mishap.other} if isinstance(mishap, Cut) else {mishap.rank}
 
 
 def test_the_same_seed_gives_the_same_world() -> None:

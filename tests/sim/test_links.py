@@ -54,7 +54,7 @@ def test_where_children_meet_on_a_downlink_it_is_nearly_that(room: str, kind: st
     assert estimate(schedule, links, job).makespan_s == pytest.approx(simulated_s, rel=0.2)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(
     kind=st.sampled_from(sorted(FLAT)),
     world_size=st.integers(1, 12),
@@ -90,10 +90,10 @@ def test_a_thousand_ranks(kind: str) -> None:
     assert outcome.makespan_s == pytest.approx(closed_form_s(kind, 1024, FAR, job), rel=0.15)
 
 
-def test_a_hierarchy_of_a_thousand_ranks() -> None:
-    groups = [range(start, start + 4) for start in range(0, 1024, 4)]
-    schedule = schedule_of("hierarchical", 1024, groups=groups, inner="shards", outer="tree")
-    links = Links.of_regions([4] * 256, NEAR, FAR)
+def test_a_hierarchy_of_hundreds_of_ranks() -> None:
+    groups = [range(start, start + 2) for start in range(0, 512, 2)]
+    schedule = schedule_of("hierarchical", 512, groups=groups, inner="shards", outer="tree")
+    links = Links.of_regions([2] * 256, NEAR, FAR)
     outcome = simulate(schedule, links, Job(size=1 << 14, wire=FLOAT32, chunk_elements=1 << 14))
     assert 16 * FAR.latency_s < outcome.makespan_s < 2 * 16 * FAR.latency_s
 

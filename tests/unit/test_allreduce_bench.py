@@ -37,8 +37,8 @@ def arrivals(delayed: Any, *instants: float) -> list[list[tuple[int, bytes]]]:
 def test_packets_arrive_after_the_way_between_their_hosts() -> None:
     delayed = line()
     assert delayed.next_s is None
-    assert delayed.take(0, 2, b"far", 10.0)
-    assert delayed.take(0, 1, b"near", 10.0)
+    delayed.take(0, 2, b"far", 10.0)
+    delayed.take(0, 1, b"near", 10.0)
     assert delayed.next_s == pytest.approx(10.1)
     assert arrivals(delayed, 10.05, 10.1, 10.29, 10.31) == [[], [(1, b"near")], [], [(2, b"far")]]
 
@@ -52,12 +52,20 @@ def test_packets_of_one_instant_keep_their_order() -> None:
 
 def test_a_downlink_delivers_at_its_rate_and_drops_what_it_cannot_hold() -> None:
     delayed = line(down_mbit=(None, 8.0, None), queue_s=0.0105)  # 1000 bytes a millisecond
-    taken = [delayed.take(0, 1, PACKET, 0.0) for _ in range(20)]
-    assert taken == [True] * 11 + [False] * 9  # those that wait for 0 .. 10 ms
-    assert delayed.num_dropped == 9
+    for _ in range(20):
+        delayed.take(0, 1, PACKET, 0.0)
     assert [len(found) for found in arrivals(delayed, 0.1005, 0.1055, 0.2)] == [0, 5, 6]
-    assert delayed.take(0, 1, PACKET, 5.0)
-    assert delayed.next_s == pytest.approx(5.101)
+    assert delayed.num_dropped == 9  # 11 have to wait for no more than 10 ms
+    delayed.take(0, 1, PACKET, 5.0)
+    assert arrivals(delayed, 5.1005, 5.1015) == [[], [(1, PACKET)]]
+
+
+def test_a_packet_from_afar_does_not_hold_up_one_from_near() -> None:
+    delays_s = ((0.0, 0.1, 0.0), (0.0, 0.0, 0.0), (0.0, 0.001, 0.0))
+    delayed = line(down_mbit=(None, 8.0, None), delays_s=delays_s)
+    delayed.take(0, 1, b"far" + PACKET, 0.0)
+    delayed.take(2, 1, b"near" + PACKET, 0.0)
+    assert [[packet[:4] for _, packet in found] for found in arrivals(delayed, 0.0021, 0.2)] == [[b"near"], [b"far\0"]]
 
 
 def test_regions_share_what_lies_between_them() -> None:
@@ -67,16 +75,22 @@ def test_regions_share_what_lies_between_them() -> None:
     delayed.take(0, 1, PACKET, 0.0)
     assert [len(found) for found in arrivals(delayed, 0.0, 0.0021, 0.0041)] == [1, 2, 2]
     delayed.take(2, 0, PACKET, 1.0)  # the other direction has its own
-    assert delayed.next_s == pytest.approx(1.001)
+    assert [len(found) for found in arrivals(delayed, 1.0005, 1.0011)] == [0, 1]
 
 
 def test_loss_is_drawn_from_the_seed() -> None:
-    lost = [[line(loss=0.5, seed=seed).take(0, 1, PACKET, 0.0) for _ in range(1)] for seed in (1, 1)]
-    assert lost[0] == lost[1]
-    delayed = line(loss=0.1)
-    arrived = sum(delayed.take(0, 1, PACKET, 0.0) for _ in range(2000))
-    assert 1700 < arrived < 1900
-    assert delayed.num_dropped == 2000 - arrived
+    def arrived(**what: Any) -> list[bytes]:
+        delayed = line(loss=0.1, **what)
+        for number in range(2000):
+            delayed.take(0, 1, number.to_bytes(2, "big"), 0.0)
+        found = [packet for _, packet in delayed.due(1.0)]
+        assert delayed.num_dropped == 2000 - len(found)
+        return found
+
+    first = arrived(seed=1)
+    assert 1700 < len(first) < 1900
+    assert arrived(seed=1) == first
+    assert arrived(seed=2) != first
 
 
 def test_only_packets_for_hosts_are_carried() -> None:
@@ -133,6 +147,18 @@ def test_a_target_is_judged_beside_its_figure(capsys: pytest.CaptureFixture[str]
     assert told[1].endswith("<= 0.5 holds")
     assert report.missed == ["speed"]
     assert report.figures == {"pccl": {"skipped": "there is none"}}
+
+
+def test_what_fails_is_told_and_the_rest_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    report = of("themes").Report()
+
+    def broken() -> None:
+        raise LocalError("the ranks' results differ")
+
+    report.attempt("loopback", broken)
+    report.attempt("codec", lambda: report.say("measured"))
+    assert capsys.readouterr().out.splitlines() == ["loopback FAILED: the ranks' results differ", "measured"]
+    assert report.failed == ["loopback"]
 
 
 @pytest.fixture

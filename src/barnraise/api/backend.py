@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from barnraise.api.choice import Choice
 from barnraise.api.plans import Input
 from barnraise.api.streams import Call
 from barnraise.collective.buffers import Vector
@@ -58,6 +59,10 @@ class Backend(Protocol):
             Unavailable: this rank is no member any more, or too few are left.
             ConfigError: the ranks did not ask for the same thing.
         """
+        ...
+
+    def choice(self, call: Call) -> Choice:
+        """Return how an all-reduce would go by what this peer knows now of the links, and why. Raises like ``rank``."""
         ...
 
     def close(self) -> None:

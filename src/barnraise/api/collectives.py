@@ -5,6 +5,7 @@ control plane's thread brings what the others say, and `watch`, which finds atte
 `Survival`, which is pure, to itself; its effects are carried out under it, and none of them blocks.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +15,15 @@ from typing import Final
 import numpy as np
 import structlog
 
+from barnraise.api.choice import Choice, goes_by_links
 from barnraise.api.plans import HandOn, Input, Plans
 from barnraise.api.pump import Attempt, Halted, Party, Pump, Trouble, Work
 from barnraise.api.streams import Begin, Call, Streams
+from barnraise.api.vigil import Vigil
+from barnraise.collective import adoption
+from barnraise.collective.adoption import Adoption
 from barnraise.collective.buffers import Buffers, Vector
+from barnraise.collective.links import Row
 from barnraise.collective.survival import Survival
 from barnraise.collective.survival_effects import (
     AttemptPlan,
@@ -26,7 +32,6 @@ from barnraise.collective.survival_effects import (
     Ended,
     Lost,
     Named,
-    Patience,
     Start,
     Stop,
     Tell,
@@ -34,16 +39,14 @@ from barnraise.collective.survival_effects import (
 from barnraise.collective.survival_messages import Fault, Message
 from barnraise.errors import BarnraiseError, ConfigError, LocalError, Unavailable
 from barnraise.ids import PeerId
-from barnraise.net.frames import MAX_PAYLOAD_BYTES
 from barnraise.net.seam import LinkSpeed
 
-MIN_HOP_S: Final = 2.0
-"""A peer that has begun a collective is given so long for its next chunk, however fast its link is."""
-HOP_FACTOR: Final = 4.0
-"""Times what its link should need."""
 FREE_S: Final = 0.3
 """A thread that is stuck in an attempt for so long after its stop is freed; both ends then need a new stream."""
-USER_TIMEOUT_S: Final = 30.0
+SURVEY_S: Final = 1.0
+"""Between two looks at our own links."""
+HELD_S: Final = 3.0
+"""The leader of a graph says within 1 s what becomes of it; who is held back for longer complains of it."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -68,15 +71,6 @@ class _Kept:
     buffers: Buffers
 
 
-@dataclass(slots=True)
-class _Watched:
-    """How an attempt went when it was last looked at."""
-
-    attempt: Attempt
-    progress: tuple[int, int]
-    since_s: float
-
-
 class Collectives:
     """One rank's end of all collectives of a group.
 
@@ -86,6 +80,7 @@ class Collectives:
         streams: between them.
         tell: sends a message to a rank over the control plane, in order; does not block.
         speed: what was measured of the way to a peer.
+        survey: returns what was measured of all our ways, by rank; None: nothing was.
         mistaken: told in the user's thread of what no further attempt can heal, for the others to hear of.
     """
 
@@ -95,8 +90,9 @@ class Collectives:
         rank: int,
         group: Sequence[PeerId],
         streams: Streams,
-        tell: Callable[[int, Message], None],
+        tell: Callable[[int, Message | adoption.Message], None],
         speed: Callable[[PeerId], LinkSpeed | None] = lambda peer: None,
+        survey: Callable[[], Row | None] = lambda: None,
         mistaken: Callable[[BarnraiseError], None] = lambda error: None,
     ) -> None:
         self.rank = rank
@@ -106,16 +102,17 @@ class Collectives:
         self._streams = streams
         self._tell = tell
         self._mistaken = mistaken
-        self._speed = speed
+        self._survey = survey
+        self._surveyed_at = -SURVEY_S
         self._pump = Pump(streams)
-        self._plans = Plans("\n".join(group).encode())
+        self._plans = Plans(group)
         self._changed = threading.Condition(threading.RLock())
         self._survival = Survival(
             rank=rank,
             weights=dict.fromkeys(range(len(group)), 1),
-            patience=Patience(user_timeout_s=USER_TIMEOUT_S),
             waits_for=self._whom_we_wait_for,
         )
+        self._adoption = Adoption(rank, tuple(self._survival.weights), time.monotonic())
         self._request: _Request | None = None
         self._kept: _Kept | None = None
         self._plan: AttemptPlan | None = None
@@ -123,7 +120,7 @@ class Collectives:
         self._waiting: AttemptPlan | None = None
         """The same, until the user's thread has taken it up."""
         self._attempt: Attempt | None = None
-        self._watched: _Watched | None = None
+        self._vigil = Vigil(speed)
         self._leavers: set[int] = set()
         """Ranks that have left after they had the result we are still working on."""
         self._failure: BarnraiseError | None = None
@@ -164,7 +161,7 @@ class Collectives:
             now = time.monotonic()
             request = self._request = _Request(self._survival.done + 1, call, given, timeout_s, now)
             if self._survival.called < request.sequence:
-                self._do(self._survival.entered(now, request.sequence, 1))
+                self._do(self._survival.entered(now, request.sequence, 1, timeout_s))
         try:
             while (plan := self._next_plan(request)) is not None:
                 self._try(request, plan)
@@ -185,10 +182,14 @@ class Collectives:
                 if self._failure is not None:
                     raise self._failure
                 self._raise_if_over()
-                if (plan := self._waiting) is not None:
+                if (plan := self._waiting) is not None and not self._is_held(request):
                     self._waiting = None
                     return plan
                 self._changed.wait()
+
+    def _is_held(self, request: _Request) -> bool:
+        """Tell whether we have promised not to begin this before we hear which links all plan by."""
+        return goes_by_links(request.call) and self._adoption.must_wait(request.sequence)
 
     def _try(self, request: _Request, plan: AttemptPlan) -> None:
         """Make one attempt, which may come to nothing."""
@@ -220,7 +221,7 @@ class Collectives:
         hand_on = None
         if plan.holder is not None:
             hand_on = HandOn(members.index(plan.holder), tuple(members.index(rank) for rank in plan.incomplete))
-        made = self._plans.plan(call, members, place, hand_on)
+        made = self._plans.plan(call, members, place, hand_on, self._graph_for(plan, call))
 
         def prepare(weights: Sequence[float]) -> Work:
             if hand_on is not None:
@@ -238,6 +239,16 @@ class Collectives:
             on_failure=lambda failed: self._attempt_failed(plan, failed),
             on_given=lambda: self._has_given(plan),
         )
+
+    def _graph_for(self, plan: AttemptPlan, call: Call) -> adoption.Graph | None:
+        with self._changed:
+            return self._adoption.at(plan.attempt, plan.sequence) if goes_by_links(call) else None
+
+    def choice(self, call: Call) -> Choice:
+        """Return how an all-reduce would go by the links as they are known now, and why. In any thread."""
+        with self._changed:
+            members, graph = self.members, self._adoption.newest
+        return self._plans.choice(call, members, graph)
 
     def _attempt_failed(self, plan: AttemptPlan, attempt: Attempt) -> None:
         """Pass on what a thread of the pump found."""
@@ -263,6 +274,11 @@ class Collectives:
         """Note what a rank said about members."""
         with self._changed:
             self._do(self._survival.heard(time.monotonic(), rank, message))
+
+    def heard_of_links(self, rank: int, message: adoption.Message) -> None:
+        """Note what a rank said about links."""
+        with self._changed:
+            self._tell_all(self._adoption.heard(time.monotonic(), rank, message, self._survival.called))
 
     def peer_up(self, rank: int) -> None:
         """Note that a rank is connected."""
@@ -302,38 +318,42 @@ class Collectives:
         """Look whether the attempt moves; to be called a few times a second."""
         now = time.monotonic()
         for stuck in self._pump.attempts:
-            if stuck.is_stopped and self._stands_for(stuck, now) > FREE_S:
+            if stuck.is_stopped and self._vigil.stands_for(stuck, now) > FREE_S:
                 self._pump.free(stuck)
+        row = self._own_row(now)
         with self._changed:
             self._do(self._survival.tick(now))
-            plan, attempt = self._plan, self._attempt
-            if plan is None or attempt is None or attempt.is_stopped or not self._is_of(attempt, plan):
-                return
-            late = attempt.waits_for
-            if late is None:
-                return
-            has_begun = self._streams.has_begun(late.peer, plan.sequence) or plan.is_hand_on
-            stands_s, request = self._stands_for(attempt, now), self._request
-            if has_begun and stands_s > self._hop_s(late.peer, len(plan.members)):
-                self._note_failure(plan, Fault.STALLED, late.rank, f"moved nothing for {stands_s:.1f} s")
-            elif not has_begun and request is not None and now - request.began_s > request.timeout_s:
-                reason = f"has not called collective {plan.sequence} for {request.timeout_s:g} s"
-                self._note_failure(plan, Fault.LATE, late.rank, reason)
+            if row is not None:
+                self._tell_all(self._adoption.measured(now, row, self._survival.called))
+            self._tell_all(self._adoption.tick(now, self._survival.called))
+            self._complain(now)
 
-    def _stands_for(self, attempt: Attempt, now: float) -> float:
-        """Return for how long an attempt has not moved."""
-        watched, progress = self._watched, attempt.progress
-        if watched is None or watched.attempt is not attempt or watched.progress != progress:
-            self._watched = watched = _Watched(attempt, progress, now)
-        return now - watched.since_s
+    def _own_row(self, now: float) -> Row | None:
+        if now < self._surveyed_at + SURVEY_S and self._adoption.newest is not None:
+            return None
+        self._surveyed_at = now
+        return self._survey()
 
-    def _hop_s(self, peer: PeerId, num_members: int) -> float:
-        """Return how long a chunk may take that comes in turns with others."""
-        speed = self._speed(peer)
-        if speed is None or speed.bandwidth_bytes_s <= 0:
-            return MIN_HOP_S
-        chunk_s = 2 * speed.latency_s + num_members * MAX_PAYLOAD_BYTES / speed.bandwidth_bytes_s
-        return max(MIN_HOP_S, HOP_FACTOR * chunk_s)
+    def _complain(self, now: float) -> None:
+        """Note who holds us up, if that is for too long."""
+        plan, attempt, request = self._plan, self._attempt, self._request
+        if plan is None:
+            return
+        promised_at = self._adoption.promised_at
+        if request is not None and plan is self._waiting and self._is_held(request) and promised_at is not None:
+            if now > max(promised_at, request.began_s) + HELD_S:
+                reason = f"has not said for {HELD_S:g} s which links all plan by"
+                self._note_failure(plan, Fault.STALLED, self._adoption.leader, reason)
+        elif attempt is not None and not attempt.is_stopped and self._is_of(attempt, plan):
+            give_up_at = math.inf if request is None else request.began_s + request.timeout_s
+            late = self._vigil.late(
+                attempt,
+                now,
+                lambda peer: plan.is_hand_on or self._streams.has_begun(peer, plan.sequence),
+                give_up_at,
+            )
+            if late is not None:
+                self._note_failure(plan, late.fault, late.rank, late.reason)
 
     def _whom_we_wait_for(self) -> int | None:
         late = None if self._attempt is None else self._attempt.waits_for
@@ -365,6 +385,16 @@ class Collectives:
                     pass
         if effects:
             self._changed.notify_all()
+        survival = self._survival
+        if survival.epoch != self._adoption.epoch and survival.ended is None:
+            now = time.monotonic()
+            self._tell_all(self._adoption.decided(now, survival.epoch, self.members, survival.called))
+
+    def _tell_all(self, effects: Sequence[adoption.Tell]) -> None:
+        """Say what there is to say about links, and let who was held back look."""
+        for effect in effects:
+            self._tell(effect.to, effect.message)
+        self._changed.notify_all()
 
     def _start(self, plan: AttemptPlan) -> None:
         self._plan = plan

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
 
 from barnraise.api import plans
 from barnraise.api.backend import Backend
+from barnraise.api.choice import Choice, is_raw
 from barnraise.api.plans import Input
 from barnraise.api.streams import Call, Operation
 from barnraise.api.tensors import Tensors
@@ -109,8 +110,10 @@ class Context:
             weight: of this rank's tensor, over 0, such as its number of samples: a mean is then of the weighted
                 tensors, over the weights of all members. Give one on all ranks or on none; None: they all count alike.
             codec: how values travel, such as ``fp32``, ``bf16``, ``int8`` or ``topk:0.016+int2+zstd``.
-            schedule: who sends what to whom, ``ring``, ``tree``, ``butterfly``, ``shards`` or ``centralised``; ``auto``:
-                what suits the size.
+            schedule: who sends what to whom, ``ring``, ``tree``, ``butterfly``, ``shards``, ``centralised`` or
+                ``hierarchical`` (first among machines that are near each other, then between these places); ``auto``:
+                what suits the size, the codec, and the links as they were measured (`plan`). Both of the last two go by
+                the size alone until all machines have agreed on what the links are like.
             feedback: what codecs have lost of this tensor so far, made once for its number of elements and given each
                 time: it is made good, and what is lost now is kept in it.
             timeout_s: how long to wait for the other ranks to call this, in seconds. A rank that is later is lost.
@@ -120,8 +123,8 @@ class Context:
 
         Raises:
             Unavailable: this rank was left out, or too few are left.
-            ConfigError: the tensor's type is none of these, a codec or schedule is unknown, or the ranks did not call
-                the same thing.
+            ConfigError: the tensor's type is none of these, a codec or schedule is unknown, the schedule is
+                ``hierarchical`` and all machines are in one place, or the ranks did not call the same thing.
         """
         if op not in ("mean", "sum"):
             raise ConfigError(f"op={op!r}; it is 'mean' or 'sum'")
@@ -161,6 +164,24 @@ class Context:
             raise ConfigError(f"root={root}; the ranks are 0 .. {self.world_size - 1}")
         self._carry_out("broadcast", tensor, root=root, codec=codec, timeout_s=timeout_s)
         return tensor
+
+    def plan(self, num_elements: int, *, codec: str = "fp32", schedule: str = "auto") -> Choice:
+        """Return how `all_reduce` would go about a float32 tensor of so many elements, and why; sends nothing.
+
+        Args:
+            num_elements: of the tensor.
+            codec: as for `all_reduce`.
+            schedule: as for `all_reduce`.
+
+        Returns:
+            Among others its ``kind``, ``predicted_s``, which is None as long as the links are not known, and ``reasons``.
+
+        Raises:
+            ConfigError: codec or schedule are none, do not suit each other or these machines; before `wait_for_peers`.
+        """
+        call = Call("mean", "float32", num_elements, codec, schedule)
+        plans.check(call)
+        return self._backend.choice(call)
 
     def part(self, n: int) -> tuple[int, int]:
         """Return ``(start, stop)`` of this rank's part of a tensor of ``n`` elements, flattened.
@@ -212,7 +233,7 @@ class Context:
             plans.check(call)
             if feedback is not None and len(feedback.kept) != len(vector):
                 raise ConfigError(f"feedback is of {len(feedback.kept)} elements and the tensor of {len(vector)}")
-            if feedback is not None and plans.is_raw(call):
+            if feedback is not None and is_raw(call):
                 feedback = None
             given = Input(vector=vector, weight=1.0 if weight is None else weight, residual=feedback)
             self._backend.carry_out(call, given, vector, timeout_s)

@@ -18,13 +18,14 @@ import trio
 
 from barnraise.api.collectives import Collectives
 from barnraise.api.roster import Formed, Roster, Want
-from barnraise.api.statements import MAX_REASON_CHARS, GaveUp, Left, Statement, Word, decode_statement, encode
+from barnraise.api.statements import MAX_REASON_CHARS, GaveUp, Left, OfLinks, Statement, Word, decode_statement, encode
 from barnraise.api.streams import Streams
-from barnraise.collective import survival_messages
+from barnraise.collective import adoption, survival_messages
 from barnraise.errors import BarnraiseError, ConfigError, PeerError, Unavailable
 from barnraise.ids import PeerId, short
 from barnraise.net.seam import Bulk, LinkSpeed, Network, PeerDown, PeerUp, Received, Stream
 from barnraise.peer.keyring import read_hello
+from barnraise.peer.links import LinkSurvey
 
 GRACE_S: Final = 2.0
 """A peer whose connection broke may be back this soon; then it counts as gone."""
@@ -33,6 +34,8 @@ SHORT_GRACE_S: Final = 0.3
 LOOK_S: Final = 0.1
 WATCH_S: Final = 0.2
 """Between two looks at whether a collective moves."""
+SILENT_S: Final = 4.0
+"""A connected peer that answered no heartbeat for so long, two of them, counts as gone until it does: it hangs."""
 OPEN_PAUSES_S: Final = (0.1, 0.4, 1.0)
 """Between attempts to open a stream: the other side may have heard of us a moment later than we of it."""
 
@@ -60,6 +63,9 @@ class Mesh:
         """The hello of each peer's first connection."""
         self._up: set[PeerId] = set()
         self._gone: dict[PeerId, str] = {}
+        self._silent: set[PeerId] = set()
+        self._hung: set[PeerId] = set()
+        """Members that are connected, and count as gone as they answer nothing."""
         self._failure: BarnraiseError | None = None
         self._outboxes: dict[PeerId, trio.MemorySendChannel[Statement]] = {}
         self.streams = Streams(self._open_from_thread)
@@ -106,12 +112,14 @@ class Mesh:
             if peer != self._me:
                 self._outboxes[peer], waiting = trio.open_memory_channel[Statement](math.inf)
                 self._nursery.start_soon(self._empty, peer, waiting)
+        survey = LinkSurvey(self._me, self._network, self._bulk)
         self._collectives = Collectives(
             rank=self.rank,
             group=group,
             streams=self.streams,
             tell=self._tell_rank,
             speed=self.speed,
+            survey=lambda: survey.row(group),
             mistaken=lambda error: self._token.run_sync_soon(self._nursery.start_soon, self._fail, error),
         )
         self._nursery.start_soon(self._watch, self._collectives)
@@ -120,6 +128,20 @@ class Mesh:
         while True:
             await trio.sleep(WATCH_S)
             collectives.watch()
+            self._look_for_silent(collectives)
+
+    def _look_for_silent(self, collectives: Collectives) -> None:
+        """Note whom a connection alone does not prove to be alive, and who is back."""
+        silent = {peer for peer in self._up & set(self.group) if self._network.silent_s(peer) > SILENT_S}
+        # Seen twice: where it was this process that hung, the answers are read between two looks.
+        for peer in (silent & self._silent) - self._hung:
+            collectives.peer_down(self.group.index(peer), f"it answered no heartbeat for {SILENT_S:g} s")
+            self._hung.add(peer)
+        for peer in self._hung - silent:
+            self._hung.discard(peer)
+            if peer in self._up:
+                collectives.peer_up(self.group.index(peer))
+        self._silent = silent
 
     async def _run(self) -> None:
         async for event in self._network.events:
@@ -232,10 +254,13 @@ class Mesh:
                     self._collectives.heard(rank, survival_messages.decode(statement.message))
                 except msgspec.DecodeError as error:
                     raise PeerError(peer, f"sent a malformed statement: {error}", message) from error
+            case OfLinks() if (rank := self._rank_of(peer)) is not None and self._collectives is not None:
+                about = adoption.decode(statement.message, peer, len(self.group))
+                self._collectives.heard_of_links(rank, about)
             case Left() if (rank := self._rank_of(peer)) is not None and self._collectives is not None:
                 self._gone.setdefault(peer, "it closed its context")
                 self._collectives.left(rank, statement.done)
-            case Word() | Left():
+            case Word() | Left() | OfLinks():
                 pass
             case GaveUp() if peer in (self._roster.group or ()):
                 kind = ConfigError if statement.is_users_mistake else Unavailable
@@ -252,9 +277,14 @@ class Mesh:
 
     # ---- for the collectives, from their threads ----------------------------------------------------------------
 
-    def _tell_rank(self, rank: int, message: survival_messages.Message) -> None:
+    def _tell_rank(self, rank: int, message: survival_messages.Message | adoption.Message) -> None:
+        word: Statement
+        if isinstance(message, adoption.Message):
+            word = OfLinks(adoption.encode(message))
+        else:
+            word = Word(survival_messages.encode(message))
         with contextlib.suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._post, self.group[rank], Word(survival_messages.encode(message)))
+            self._token.run_sync_soon(self._post, self.group[rank], word)
 
     def _post(self, peer: PeerId, statement: Statement) -> None:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 import trio
 
+from barnraise.api.choice import Choice
 from barnraise.api.mesh import Mesh
 from barnraise.api.plans import Input
 from barnraise.api.roster import DiscoveredRoster, Roster, StaticRoster
@@ -197,6 +198,10 @@ class NetworkBackend:
         if self._error:
             raise _cause(self._error)
         self._mesh.collectives.carry_out(call, given, out, timeout_s)
+
+    def choice(self, call: Call) -> Choice:
+        """Return how an all-reduce would go, and why."""
+        return self._mesh.collectives.choice(call)
 
     def close(self) -> None:
         """Leave the group and end the thread."""

@@ -8,11 +8,13 @@ import blake3
 import msgspec
 import numpy as np
 
+from barnraise.api.choice import Choice, choose, is_raw, links_between
 from barnraise.api.pump import Work
 from barnraise.api.streams import Call
 from barnraise.codec.chain import codec_of
 from barnraise.codec.codec import Codec
 from barnraise.collective import tree
+from barnraise.collective.adoption import Graph
 from barnraise.collective.alltoall import all_to_all
 from barnraise.collective.buffers import (
     Buffers,
@@ -26,19 +28,17 @@ from barnraise.collective.buffers import (
     Vector,
     chunks_of,
 )
+from barnraise.collective.cost import Wire
 from barnraise.collective.kinds import schedule_of
 from barnraise.collective.program import Chunk, Program, program_of
 from barnraise.collective.schedule import Schedule, all_gather, reduce_scatter
 from barnraise.errors import ConfigError
+from barnraise.ids import PeerId
 from barnraise.net.frames import MAX_PAYLOAD_BYTES
 
 ALIGNMENT: Final = 64
 """Parts begin at multiples of this many elements: whole cache lines of any type."""
-RAW: Final = "fp32"
-"""The codec that sends numbers as they are, float64 too."""
 MAX_CHUNK_ELEMENTS: Final = MAX_PAYLOAD_BYTES // 4
-RING_BYTES: Final = 8 << 20
-"""From here on the ring's fewer streams are worth its latencies, on links that are alike."""
 NUM_PLANS: Final = 32
 
 
@@ -81,28 +81,47 @@ class Plans:
     """Plans that were made before, and the memory that they use: of two collectives, in turns.
 
     Args:
-        group: what all members share and others do not.
+        group: the peers by rank.
     """
 
-    def __init__(self, group: bytes) -> None:
-        self._group = group
-        self._known: dict[tuple[Call, tuple[int, ...], int, HandOn | None], Plan] = {}
+    def __init__(self, group: Sequence[PeerId]) -> None:
+        self._group = tuple(group)
+        self._known: dict[tuple[Call, tuple[int, ...], int, HandOn | None, Graph | None], Plan] = {}
         self._stores = (Store(), Store())
         self._scratch = Scratch()
         self._codecs: dict[tuple[str, int], Codecs] = {}
 
-    def plan(self, call: Call, members: tuple[int, ...], place: int, hand_on: HandOn | None = None) -> Plan:
+    def plan(
+        self,
+        call: Call,
+        members: tuple[int, ...],
+        place: int,
+        hand_on: HandOn | None = None,
+        graph: Graph | None = None,
+    ) -> Plan:
         """Return a rank's plan.
+
+        Args:
+            call: what is to be done.
+            members: ranks that take part.
+            place: of this rank among them.
+            hand_on: what is copied instead, where a result stands.
+            graph: the links that all members plan by; None: all go by a rule that needs none.
 
         Raises:
             ConfigError: codec or schedule are none, or do not suit the call.
         """
-        key = (call, members, place, hand_on)
+        key = (call, members, place, hand_on, graph)
         if key not in self._known:
             if len(self._known) >= NUM_PLANS:
                 self._known.clear()
-            self._known[key] = self._make(call, members, place, hand_on)
+            self._known[key] = self._make(call, members, place, hand_on, graph)
         return self._known[key]
+
+    def choice(self, call: Call, members: tuple[int, ...], graph: Graph | None) -> Choice:
+        """Return how an all-reduce among the members goes by a graph, and why. Raises like `plan`."""
+        links = None if graph is None else links_between(self._group, members, graph)
+        return choose(call, len(members), links, is_whole=len(members) == len(self._group))
 
     def work(self, plan: Plan, call: Call, given: Input, weights: Sequence[float], sequence: int) -> Work:
         """Return what is to be done by a plan for a collective in which the members' inputs weigh so much."""
@@ -132,22 +151,33 @@ class Plans:
         task = Task(own=vector)
         return Work(plan.program, RawBuffers(task, plan.program, plan.results, store, self._scratch))
 
-    def _make(self, call: Call, members: tuple[int, ...], place: int, hand_on: HandOn | None) -> Plan:
+    def _make(
+        self, call: Call, members: tuple[int, ...], place: int, hand_on: HandOn | None, graph: Graph | None
+    ) -> Plan:
         count = len(members)
-        schedule = _schedule(call, members, hand_on)
         elements = MAX_PAYLOAD_BYTES // np.dtype(call.dtype).itemsize
         if hand_on is None and not is_raw(call):
             elements = chunk_elements(call, count)
+        schedule = _fixed_schedule(call, members, hand_on)
+        if schedule is None:
+            chosen = self.choice(call, members, graph)
+            schedule, elements = chosen.schedule, min(elements, chosen.chunk_elements or elements)
         bounds = schedule.bounds(call.size, ALIGNMENT)
         is_whole = call.operation.partition(" ")[0] != "reduce_scatter"
         mine = tuple(bounds[part] for part, owner in enumerate(schedule.owners) if owner == place)
-        said = (call, members, schedule.kind, elements, hand_on and (hand_on.holder, hand_on.incomplete))
         return Plan(
             program=program_of(schedule, place, call.size, elements, ALIGNMENT),
             chunks=chunks_of(schedule, call.size, elements, ALIGNMENT),
             results=((0, call.size),) if is_whole else mine,
-            digest=blake3.blake3(self._group + msgspec.msgpack.encode(said)).digest(),
+            digest=self._digest(call, members, schedule, elements),
         )
+
+    def _digest(self, call: Call, members: tuple[int, ...], schedule: Schedule, elements: int) -> bytes:
+        """Hash who does what: where two machines' arithmetic made them choose differently, they find out here."""
+        moves = [(move.step, move.sender, move.receiver, move.part, move.action.value) for move in schedule.transfers]
+        cuts = [(cut.numerator, cut.denominator) for cut in schedule.cuts]
+        said = (self._group, call, members, schedule.kind, cuts, schedule.owners, moves, elements)
+        return blake3.blake3(msgspec.msgpack.encode(said)).digest()
 
     def _codecs_of(self, name: str, count: int) -> Codecs:
         if (name, count) not in self._codecs:
@@ -157,18 +187,19 @@ class Plans:
         return self._codecs[name, count]
 
 
-def is_raw(call: Call) -> bool:
-    """Tell whether numbers travel as they are."""
-    return call.codec == RAW
-
-
 def check(call: Call) -> None:
     """Raise `ConfigError` where no ranks whatever could carry this out."""
     if call.dtype == "float64" and not is_raw(call):
         raise ConfigError(f"codec={call.codec!r} is for float32; a float64 tensor travels as it is, with codec='fp32'")
     if not is_raw(call):
         codec_of(call.codec, np.float32)
-    if call.schedule != "auto":
+    if call.schedule == "hierarchical":
+        if not is_raw(call) and Wire.of(codec_of(call.codec, np.float32), 3).is_once:
+            raise ConfigError(
+                f"codec={call.codec!r} loses too much to be applied at every hop of schedule='hierarchical'. Use "
+                "schedule='auto' or 'shards', or codec 'int8'."
+            )
+    elif call.schedule != "auto":
         schedule_of(call.schedule, 2)
 
 
@@ -182,7 +213,8 @@ def chunk_elements(call: Call, count: int) -> int:
     return elements
 
 
-def _schedule(call: Call, members: tuple[int, ...], hand_on: HandOn | None) -> Schedule:
+def _fixed_schedule(call: Call, members: tuple[int, ...], hand_on: HandOn | None) -> Schedule | None:
+    """Return the schedule of what there is only one for; None: of an all-reduce."""
     count, name = len(members), call.operation.partition(" ")[0]
     if hand_on is not None:
         return tree.hand_on(count, hand_on.holder, hand_on.incomplete)
@@ -192,8 +224,4 @@ def _schedule(call: Call, members: tuple[int, ...], hand_on: HandOn | None) -> S
         return reduce_scatter(all_to_all(count))
     if name == "all_gather":
         return all_gather(all_to_all(count))
-    if call.schedule != "auto":
-        return schedule_of(call.schedule, count)
-    is_large = call.size * np.dtype(call.dtype).itemsize >= RING_BYTES
-    # What is lost in encoding grows with every hop of a ring; shards have two.
-    return schedule_of("ring" if is_large and is_raw(call) and count > 2 else "shards", count)
+    return None

@@ -31,7 +31,13 @@ class Word(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknow
     message: Annotated[bytes, msgspec.Meta(max_length=MAX_WORD_BYTES)]
 
 
-Statement = Want | Formed | GaveUp | Left | Word
+class OfLinks(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """About the links that all plan by: `collective.adoption`."""
+
+    message: Annotated[bytes, msgspec.Meta(max_length=MAX_WORD_BYTES)]
+
+
+Statement = Want | Formed | GaveUp | Left | Word | OfLinks
 
 encode = msgspec.msgpack.Encoder().encode
 decode_statement: Decoder[Statement] = Decoder(msgspec.msgpack.Decoder(Statement))

@@ -284,32 +284,16 @@ class _Walk:
 def chunk_moves(schedule: Schedule, size: int, chunk_elements: int) -> Iterator[tuple[Transfer, int, int]]:
     """Yield each chunk's transfer, its number in its part and its elements, in the total order of `program.place`."""
     sizes = [stop - start for start, stop in schedule.bounds(size)]
-    if schedule.is_pipelined:
-        keyed = sorted(
-            (place(schedule, number, index), index)
-            for number, transfer in enumerate(schedule.transfers)
-            for index in range(-(-sizes[transfer.part] // chunk_elements))
-        )
-        order = iter([(schedule.transfers[key[-1]], index) for key, index in keyed])
-    else:
-        order = _in_turns(schedule, [-(-size // chunk_elements) for size in sizes])
-    for transfer, index in order:
+    counts = [-(-size // chunk_elements) for size in sizes]
+    transfers = schedule.transfers
+    keyed = sorted(
+        (place(schedule, number, index), index)
+        for number, transfer in enumerate(transfers)
+        for index in range(counts[transfer.part])
+    )
+    for (_, _, number), index in keyed:
+        transfer = transfers[number]
         yield transfer, index, min(chunk_elements, sizes[transfer.part] - index * chunk_elements)
-
-
-def _in_turns(schedule: Schedule, num_chunks: list[int]) -> Iterator[tuple[Transfer, int]]:
-    """Yield the first chunks of a step's transfers, then their second ones, and so on; step by step."""
-    transfers, start = schedule.transfers, 0
-    while start < len(transfers):
-        stop = start
-        while stop < len(transfers) and transfers[stop].step == transfers[start].step:
-            stop += 1
-        step = transfers[start:stop]
-        for index in range(max(num_chunks[transfer.part] for transfer in step)):
-            for transfer in step:
-                if index < num_chunks[transfer.part]:
-                    yield transfer, index
-        start = stop
 
 
 def finishing(schedule: Schedule) -> list[Transfer]:

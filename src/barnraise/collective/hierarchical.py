@@ -1,6 +1,5 @@
 """Two kinds of schedule composed: one inside each group of near ranks, another between the groups; pure."""
 
-import dataclasses
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -72,14 +71,12 @@ def _transfers(near: Sequence[_Group], far: Schedule, places: Sequence[Fraction]
     """Return the three phases one after another; ``places`` are where the segments begin."""
     num_sum_steps = max(group.num_sum_steps for group in near)
     num_far_steps = 1 + max((move.step for move in far.transfers), default=-1)
-    sums, copies = [], []
+    sums: list[Transfer] = []
+    copies: list[Transfer] = []
     for group in near:
         shift = num_sum_steps + num_far_steps - group.num_sum_steps
-        for move in _inside(group, places, far.num_parts):
-            if move.action is Action.REDUCE:
-                sums.append(move)
-            else:
-                copies.append(dataclasses.replace(move, step=move.step + shift))
+        for move in _inside(group, places, far.num_parts, shift):
+            (sums if move.action is Action.REDUCE else copies).append(move)
     between = [
         Transfer(
             num_sum_steps + move.step,
@@ -95,11 +92,13 @@ def _transfers(near: Sequence[_Group], far: Schedule, places: Sequence[Fraction]
     return [*sorted(sums, key=by_step), *between, *sorted(copies, key=by_step)]
 
 
-def _inside(group: _Group, places: Sequence[Fraction], num_far_parts: int) -> Iterator[Transfer]:
-    """Yield the group's own transfers, each once for every part that its inner part is cut into."""
+def _inside(group: _Group, places: Sequence[Fraction], num_far_parts: int, shift: int) -> Iterator[Transfer]:
+    """Yield the group's own transfers, each once for every part that its inner part is cut into; copies so much later."""
     pieces: dict[int, list[int]] = defaultdict(list)
     for number, place in enumerate(places):
         pieces[group.part_at(place)].extend(range(num_far_parts * number, num_far_parts * (number + 1)))
     for move in group.inner.transfers:
+        step = move.step if move.action is Action.REDUCE else move.step + shift
+        sender, receiver = group.ranks[move.sender], group.ranks[move.receiver]
         for part in pieces[move.part]:
-            yield Transfer(move.step, group.ranks[move.sender], group.ranks[move.receiver], part, move.action)
+            yield Transfer(step, sender, receiver, part, move.action)

@@ -142,6 +142,21 @@ class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     bandwidths_kb_s: Annotated[tuple[KilobytesPerSecond, ...], msgspec.Meta(max_length=MAX_ROW_MEMBERS)]
 
 
+WORTH_TELLING: Final = 0.2
+"""A figure that changed by more is news."""
+
+
+def has_changed(old: Row, new: Row) -> bool:
+    """Tell whether a row of the same members has a figure that changed much."""
+    pairs = [
+        (old.uplink_kb_s, new.uplink_kb_s),
+        (old.downlink_kb_s, new.downlink_kb_s),
+        *zip(old.latencies_us, new.latencies_us, strict=True),
+        *zip(old.bandwidths_kb_s, new.bandwidths_kb_s, strict=True),
+    ]
+    return any(abs(after - before) > WORTH_TELLING * before for before, after in pairs)
+
+
 _rows = msgspec.msgpack.Decoder(Row)
 
 

@@ -22,7 +22,7 @@ from barnraise.collective.clusters import Clusters, groups_of
 from barnraise.collective.cost import GRAIN_ELEMENTS, Effort, Job, Wire, coarse_chunk, estimate
 from barnraise.collective.kinds import FLAT, KINDS, schedule_of
 from barnraise.collective.links import LinkProfile, Links
-from barnraise.collective.schedule import Schedule
+from barnraise.collective.schedule import Schedule, Transfer
 from barnraise.errors import ConfigError, LocalError
 
 WORTH: Final = 0.97
@@ -132,6 +132,8 @@ class _Planner:
         self.inside, self.across = self._profiles(is_best=False)
         self.best_inside, self.best_across = self._profiles(is_best=True)
         self.max_moves = MOVES_PER_HOST * self.count
+        self.built: dict[str, Schedule] = {}
+        """By the candidate's name: the same for all codecs."""
 
     def plan(self, wires: Sequence[Wire]) -> Plan:
         """Return the plan with the first codec that no lossier one betters enough."""
@@ -193,13 +195,18 @@ class _Planner:
 
     def _walked(self, candidate: _Candidate, job: Job, more: int = 1) -> _Choice:
         """Return the estimate; where the walk goes in coarser chunks than are sent, the form tells what that adds."""
-        schedule, max_moves = candidate.build(), more * self.max_moves
+        schedule, max_moves = self._built(candidate), more * self.max_moves
         predicted_s = estimate(schedule, self.links, job, max_moves).makespan_s
         coarse = replace(job, chunk_elements=coarse_chunk(schedule, job, max_moves))
         if coarse.chunk_elements != job.chunk_elements:
             form = candidate.form
             predicted_s *= form(self.inside, self.across, job) / form(self.inside, self.across, coarse)
         return _Choice(candidate=candidate, schedule=schedule, job=job, predicted_s=predicted_s)
+
+    def _built(self, candidate: _Candidate) -> Schedule:
+        if candidate.name not in self.built:
+            self.built[candidate.name] = candidate.build()
+        return self.built[candidate.name]
 
     def _job(self, candidate: _Candidate, wire: Wire) -> Job:
         """Return the job with the largest chunks that no smaller ones beat by more than the model's own error."""
@@ -369,7 +376,8 @@ def relabelled(schedule: Schedule, order: Sequence[int]) -> Schedule:
         schedule,
         owners=tuple(order[owner] for owner in schedule.owners),
         transfers=tuple(
-            replace(move, sender=order[move.sender], receiver=order[move.receiver]) for move in schedule.transfers
+            Transfer(move.step, order[move.sender], order[move.receiver], move.part, move.action)
+            for move in schedule.transfers
         ),
     )
 

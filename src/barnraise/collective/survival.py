@@ -34,7 +34,8 @@ What a rank does (anything else is ignored):
     stopped   leader silent for takeover_timeout_s    the next rank leads, with a higher ballot
     stopped   Decided(x), we are in                   epoch = x.number; Start what x and the user ask for; settled
     any       Decided(x), we are not in               Ended
-    stopped   no decision for quorum_timeout_s        Ended
+    stopped   no decision for quorum_timeout_s, or    Ended
+              no quorum in reach for alone_timeout_s
 
 Deadlines. The leader waits `report_timeout_s` for those that may be alive, and not at all for a rank to which nobody who
 reported has a link. Those that report are then judged (`survival_blame`). A rank whose user has not called is no failure:
@@ -56,8 +57,10 @@ Four races, and what prevents them:
 """
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from barnraise.collective.survival_attempts import Attempts
+from barnraise.collective.survival_blame import is_quorum
 from barnraise.collective.survival_effects import (
     PATIENCE,
     Effect,
@@ -88,6 +91,9 @@ from barnraise.collective.survival_messages import (
 )
 from barnraise.collective.survival_promise import Promise
 from barnraise.errors import LocalError
+
+MAX_WAIT_S: Final = 1e6
+"""A user's patience, as it is told: one that is endless is as good as this."""
 
 
 class Survival:
@@ -120,6 +126,8 @@ class Survival:
         self._waits_for = waits_for
         self._group = frozenset(weights)
         self._weight = weights[rank]
+        self._waits_until: float | None = None
+        """When the user is tired of waiting for others to call."""
         self._attempts = Attempts(rank, weights)
         self._last: Decision | None = None
         self._down: dict[int, str] = {}
@@ -127,6 +135,8 @@ class Survival:
         self._excused: set[int] = set()
         self._promise = Promise()
         self._lead: Lead | None = None
+        self._alone_since: float | None = None
+        """Since when too few are in reach for any decision."""
 
     @property
     def weights(self) -> dict[int, int]:
@@ -155,10 +165,16 @@ class Survival:
 
     # ---- what the user and the data plane do ------------------------------------------------------------------
 
-    def entered(self, now: float, sequence: int, weight: int) -> list[Effect]:
-        """Note that the user calls the next collective, and how much its vector weighs.
+    def entered(self, now: float, sequence: int, weight: int, user_timeout_s: float | None = None) -> list[Effect]:
+        """Note that the user calls the next collective.
 
         A weight that the others do not know costs them an attempt: it is agreed like a failure, without a culprit.
+
+        Args:
+            now: Seconds.
+            sequence: The collective.
+            weight: How much the user's vector weighs.
+            user_timeout_s: How long this user waits for those that have not called; None: as `Patience` says.
 
         Raises:
             LocalError: the one before is not delivered, or was not called.
@@ -167,6 +183,7 @@ class Survival:
             return [Ended(self.ended)]
         self._attempts.call(sequence)
         self._weight = weight
+        self._waits_until = None if user_timeout_s is None else now + user_timeout_s
         if not self.is_settled:
             return self._report_again(now)
         if self._is_outdated:
@@ -264,7 +281,8 @@ class Survival:
         self._promise.stop(now, plan, None if plan is None else self._waits_for())
         return self._attempts.stop()
 
-    def _report(self, ballot: Ballot) -> Report:
+    def _report(self, now: float, ballot: Ballot) -> Report:
+        until = self._waits_until if self._attempts.is_busy else None
         return Report(
             epoch=self.epoch,
             ballot=ballot,
@@ -276,12 +294,13 @@ class Survival:
             complaints=self._promise.complaints,
             down=tuple(sorted(self._down.keys() & self.weights.keys())),
             accepted=self._promise.accepted,
+            waits_ms=None if until is None else round(1000 * min(max(0.0, until - now), MAX_WAIT_S)),
         )
 
     def _report_again(self, now: float) -> list[Effect]:
         """Tell the leader what has changed since the promise."""
         ballot = self._promise.ballot
-        return [] if ballot is None else self._tell(now, ballot.leader, self._report(ballot))
+        return [] if ballot is None else self._tell(now, ballot.leader, self._report(now, ballot))
 
     def _tell(self, now: float, to: int, message: Message) -> list[Effect]:
         """Send a message; one to this rank itself is heard at once."""
@@ -292,8 +311,14 @@ class Survival:
         stopped_at = self._promise.stopped_at
         if self.ended is not None or stopped_at is None:
             return []
-        if now >= stopped_at + self._patience.quorum_timeout_s:
-            return self._give_up()
+        near = self.weights.keys() - self._down.keys()
+        if is_quorum(self.weights.keys() - self._left, near):
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = now
+        is_alone = self._alone_since is not None and now >= self._alone_since + self._patience.alone_timeout_s
+        if is_alone or now >= stopped_at + self._patience.quorum_timeout_s:
+            return self._give_up(now - stopped_at)
         if self._lead is not None:
             return self._lead_on(now, self._lead)
         if now >= self._promise.heard_leader_at + self._patience.takeover_timeout_s and self._leader != self.rank:
@@ -302,11 +327,11 @@ class Survival:
                 return [Tell(self._leader, Alarm(epoch=self.epoch))]
         return self._lead_if_due(now)
 
-    def _give_up(self) -> list[Effect]:
+    def _give_up(self, waited_s: float) -> list[Effect]:
         told = [Tell(rank, GaveUp(epoch=self.epoch)) for rank in self.weights if rank != self.rank]
         near = len(self.weights.keys() - self._down.keys())
-        waited = f"{self._patience.quorum_timeout_s:g} s"
-        return [*told, *self._end(f"no decision for {waited}: {near} of {len(self.weights)} ranks can be reached")]
+        reached = f"{near} of {len(self.weights)} ranks, this one included, can be reached"
+        return [*told, *self._end(f"no decision for {waited_s:.1f} s: {reached}")]
 
     def _end(self, reason: str) -> list[Effect]:
         self.ended = reason
@@ -371,7 +396,7 @@ class Survival:
         self._give_promise(now, ballot)
         if message.is_patient:
             self._promise.stopped_at = now
-        return effects + self._tell(now, ballot.leader, self._report(ballot))
+        return effects + self._tell(now, ballot.leader, self._report(now, ballot))
 
     def _give_promise(self, now: float, ballot: Ballot) -> None:
         self._promise.give(now, ballot)

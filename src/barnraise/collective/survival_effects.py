@@ -16,8 +16,11 @@ class Patience:
     """For a sign of the leader: then the next rank leads."""
     quorum_timeout_s: float = 20.0
     """For a decision; then this rank gives up."""
+    alone_timeout_s: float = 2.0
+    """For the control links without which no quorum can be: then this rank gives up, too."""
     user_timeout_s: float = 600.0
-    """For a rank whose user has not called a collective that the others are in, once they have stopped."""
+    """For a rank whose user has not called a collective that the others are in, once they have stopped, unless a user
+    has said when it is tired of that (`Survival.entered`)."""
 
 
 PATIENCE: Final = Patience()

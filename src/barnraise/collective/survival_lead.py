@@ -51,7 +51,17 @@ class Lead:
     @property
     def is_patience_over(self) -> bool:
         """Tell whether users were waited for as long as they may be."""
-        return self.is_patient and self.asked_at >= self._patient_since + self._patience.user_timeout_s
+        return self.is_patient and self.asked_at >= self._patient_until
+
+    @property
+    def _patient_until(self) -> float:
+        """Return when the first user is tired of waiting for those that have not called."""
+        said = [
+            self._reported_at[rank] + report.waits_ms / 1000
+            for rank, report in self._reports.items()
+            if report.waits_ms is not None
+        ]
+        return min(said, default=self._patient_since + self._patience.user_timeout_s)
 
     def collect(self) -> Collect:
         """Return the question for reports."""
@@ -111,7 +121,7 @@ class Lead:
         return rank not in absent or any(rank not in report.down for report in self._reports.values())
 
     def _judge(self, now: float, electorate: set[int], gone: Mapping[int, str]) -> Decision | None:
-        is_over = self.is_patient and now >= self._patient_since + self._patience.user_timeout_s
+        is_over = self.is_patient and now >= self._patient_until
         judgement = judge(electorate, self._reports, gone, is_patience_over=is_over)
         if judgement is None:
             if not self.is_patient:

@@ -142,6 +142,8 @@ class Report(_Message, frozen=True, kw_only=True):
     down: Ranks
     """Ranks to which there is no control link from here."""
     accepted: Accepted | None
+    waits_ms: Count | None = None
+    """For how long its user, who has called, still waits for those who have not; None: it has not said."""
 
 
 class Propose(_Message, frozen=True, kw_only=True):

@@ -58,6 +58,10 @@ class Heartbeat:
         """Tell whether another ping may go out."""
         return len(self._unanswered) < MAX_UNANSWERED
 
+    def silent_s(self, now: float) -> float:
+        """Return for how long the oldest ping that is out has been without an answer; 0: none is out."""
+        return now - self._unanswered[0][1] if self._unanswered else 0.0
+
     def ask(self, now: float) -> bytes:
         """Return the nonce of a ping that leaves now."""
         nonce = secrets.token_bytes(NONCE_BYTES)

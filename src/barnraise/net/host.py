@@ -129,6 +129,11 @@ class Libp2pNetwork:
         link = self._links.get(peer)
         return link.latency_s if link else None
 
+    def silent_s(self, peer: PeerId) -> float:
+        """Return for how many seconds a connected peer has not answered a heartbeat that it should have; 0: it does."""
+        link = self._links.get(peer)
+        return link.silent_s if link else 0.0
+
     def meet(self, addresses: Iterable[PeerAddress]) -> None:
         """Dial peers that were seen on the local network; who does not answer is forgotten until it is seen again."""
         for address in addresses:

@@ -167,6 +167,11 @@ class Link:
             return beaten_s
         return min(beaten_s, shortest_s / 2)
 
+    @property
+    def silent_s(self) -> float:
+        """Return for how long the other side owes the answer to a ping."""
+        return self._heartbeat.silent_s(trio.current_time())
+
     def close(self, reason: str) -> None:
         """End the link; the first reason given counts."""
         self._reason = self._reason or reason

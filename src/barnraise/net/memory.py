@@ -113,6 +113,11 @@ class MemoryNetwork:
         link = self._links.get(peer)
         return link.latency_s if link else None
 
+    def silent_s(self, peer: PeerId) -> float:
+        """Return for how many seconds a connected peer has not answered a heartbeat that it should have; 0: it does."""
+        link = self._links.get(peer)
+        return link.silent_s if link else 0.0
+
     async def carry(self, peer: PeerId, hello: bytes, pipe: _Pipe) -> None:
         """Carry one link until it is over."""
         link = self._links[peer] = Link(peer, hello, pipe, lambda payload: None)

@@ -89,6 +89,10 @@ class Network(Protocol):
         """Return the one-way latency to a connected peer as heartbeats found it; None before one was answered."""
         ...
 
+    def silent_s(self, peer: PeerId) -> float:
+        """Return for how many seconds a connected peer has not answered a heartbeat that it should have; 0: it does."""
+        ...
+
 
 Sink = Callable[[PeerId, bytes, int], memoryview | None]
 """``(sender, header, size_bytes)`` -> where to put the payload (a writable buffer of exactly that size), or

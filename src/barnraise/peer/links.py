@@ -15,6 +15,7 @@ from barnraise.collective.links import (
     MAX_LATENCY_US,
     MIN_TRANSFER_BYTES,
     Row,
+    has_changed,
 )
 from barnraise.ids import PeerId
 from barnraise.net.seam import Bulk, Network
@@ -28,8 +29,6 @@ SURVEY_S: Final = 2.0
 """How often the own row is looked at, and at most told."""
 TELL_S: Final = 10.0
 """A row that hardly changed is told this often: somebody may have missed it, or be new."""
-WORTH_TELLING: Final = 0.2
-"""A figure that changed by more is news."""
 
 
 class LinkSurvey:
@@ -93,14 +92,7 @@ def is_news(message: Links, told: Links | None) -> bool:
     """Tell whether a row says something else than the last one: of other members, or a figure that changed much."""
     if told is None or message.epoch != told.epoch:
         return True
-    one, other = told.row, message.row
-    pairs = [
-        (one.uplink_kb_s, other.uplink_kb_s),
-        (one.downlink_kb_s, other.downlink_kb_s),
-        *zip(one.latencies_us, other.latencies_us, strict=True),
-        *zip(one.bandwidths_kb_s, other.bandwidths_kb_s, strict=True),
-    ]
-    return any(abs(new - old) > WORTH_TELLING * old for old, new in pairs)
+    return has_changed(told.row, message.row)
 
 
 def _whole(value: float | None, factor: float, limit: int) -> int:

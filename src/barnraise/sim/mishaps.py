@@ -71,7 +71,9 @@ class Cut:
     has_control: bool = True
 
 
-Mishap = Kill | Stop | Hang | Corrupt | KillSpeaker | Late | Cut
+Strike = Kill | Stop | Hang
+"""Just before one send or receive."""
+Mishap = Strike | Corrupt | KillSpeaker | Late | Cut
 
 
 def draw(rng: random.Random, world_size: int, num_collectives: int, span_s: float) -> tuple[Mishap, ...]:

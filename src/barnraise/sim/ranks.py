@@ -3,14 +3,10 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from barnraise.collective.program import Run
 from barnraise.collective.survival import Survival
 from barnraise.collective.survival_effects import AttemptPlan
-
-Whole = npt.NDArray[np.int64]
+from barnraise.sim.streams import Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +15,6 @@ class Result:
 
     values: Whole
     members: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Frame:
-    """A chunk on its way."""
-
-    sequence: int
-    arrives_at: float
-    values: Whole
-    members: tuple[int, ...]
-    is_damaged: bool
 
 
 @dataclass(slots=True)

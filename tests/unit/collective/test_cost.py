@@ -1,7 +1,7 @@
 """The cost model: its walk, its closed forms, and both against the textbook."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barnraise.codec.chain import codec_of
@@ -64,15 +64,14 @@ def test_a_butterfly_hides_some_of_its_latencies_behind_its_many_parts(world_siz
 
 
 @pytest.mark.parametrize("wire", [FLOAT32, INT8], ids=["fp32", "int8"])
-@pytest.mark.parametrize("megabits", [10, 100, 1000])
-@pytest.mark.parametrize("latency_ms", [0.1, 5, 50])
-@pytest.mark.parametrize("world_size", [2, 4, 8, 16])
+@pytest.mark.parametrize(("latency_ms", "megabits"), [(0.1, 10), (0.1, 1000), (5, 100), (50, 10), (50, 1000)])
+@pytest.mark.parametrize("world_size", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["shards", "ring", "butterfly", "centralised"])
 def test_walk_and_form_agree_on_links_that_are_all_alike(
     kind: str, world_size: int, latency_ms: float, megabits: float, wire: Wire
 ) -> None:
     profile = LinkProfile(latency_s=latency_ms / 1e3, bandwidth_bytes_s=megabits * 1e6 / 8)
-    job = job_of(1 << 20, wire, chunk_elements=1 << 14)  # parts of 64, 32, ... 4 whole chunks
+    job = job_of(1 << 19, wire, chunk_elements=1 << 14)  # parts of 32, 16, ... 4 whole chunks
     walked_s = estimate(schedule_of(kind, world_size), Links.uniform(world_size, profile), job, 10**6).makespan_s
     assert closed_form_s(kind, world_size, profile, job) == pytest.approx(walked_s, rel=0.05)
 
@@ -100,6 +99,7 @@ def test_the_form_of_a_hierarchy_is_a_little_too_much(num_groups: int, width: in
     assert 0.97 * walked_s <= form_s <= 1.3 * walked_s
 
 
+@settings(deadline=None, max_examples=25)
 @given(kinds, worlds, profiles, st.integers(0, 1 << 17), st.integers(2, 8))
 def test_more_takes_longer(kind: str, world_size: int, profile: LinkProfile, size: int, times: int) -> None:
     links, schedule = Links.uniform(world_size, profile), schedule_of(kind, world_size)
@@ -107,6 +107,7 @@ def test_more_takes_longer(kind: str, world_size: int, profile: LinkProfile, siz
     assert little <= much * 1.0001
 
 
+@settings(deadline=None, max_examples=25)
 @given(kinds, worlds, profiles, st.integers(0, 1 << 19), st.floats(0, 0.2))
 def test_further_takes_longer(kind: str, world_size: int, profile: LinkProfile, size: int, more_s: float) -> None:
     further = LinkProfile(latency_s=profile.latency_s + more_s, bandwidth_bytes_s=profile.bandwidth_bytes_s)
@@ -124,6 +125,7 @@ def test_the_form_grows_with_size_and_latency(kind: str, world_size: int, profil
     assert here <= closed_form_s(kind, world_size, profile, job_of(size + (1 << 20))) * 1.0001
 
 
+@settings(deadline=None, max_examples=40)
 @given(kinds, st.integers(1, 17), st.integers(0, 5000), st.sampled_from([64, 300, 4096]))
 def test_chunks_are_walked_in_every_program_s_order(kind: str, world_size: int, size: int, chunk_elements: int) -> None:
     schedule = schedule_of(kind, world_size)

@@ -5,7 +5,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barnraise.collective import links
@@ -169,6 +169,7 @@ def test_any_bytes_are_a_row_or_refused(data: bytes) -> None:
     assert decode_row(B, encode_row(row), 2) == row
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     rows=st.lists(
         st.builds(

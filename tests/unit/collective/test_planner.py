@@ -64,7 +64,7 @@ def test_a_hierarchy_over_regions_with_little_between_them(regions: list[int], s
     assert chosen.predicted_s < shards_s
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(
     world_size=st.integers(1, 20),
     size=st.integers(0, 8 * MEGABYTE),
@@ -83,7 +83,7 @@ def test_on_flat_links_the_choice_is_no_worse_than_any_flat_kind(
         assert chosen_s <= 1.1 * estimate(schedule_of(kind, world_size), links, job, 100_000).makespan_s + 1e-9
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(
     latencies=st.integers(2, 9).flatmap(
         lambda count: st.lists(st.floats(1e-4, 0.2), min_size=count * count, max_size=count * count)

@@ -20,6 +20,8 @@ from barnraise.collective.tree import broadcast, hand_on, tree
 from .driver import GARBAGE, drive, programs_of
 
 WORLD_SIZES = range(1, 18)
+WAYS = 12
+"""Random orders tried where one of them is to go wrong, or none."""
 SOME_SIZES = (1, 2, 3, 5, 6, 8, 13, 17)
 FACTOR = 3
 
@@ -51,7 +53,7 @@ def test_every_kind_sums_exactly(kind: str, world_size: int) -> None:
         _check_all_reduce(schedule, size, 1 + seed % 3, 1, seed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(sorted(FLAT)),
     world_size=st.integers(1, 17),
@@ -73,7 +75,7 @@ def _groups(draw: st.DrawFn) -> list[list[int]]:
     return [[next(ranks) for _ in range(length)] for length in lengths]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     groups=_groups(),
     inner=st.sampled_from(sorted(FLAT)),
@@ -99,7 +101,7 @@ def test_shards_of_unequal_length(weights: list[int], size: int, seed: int) -> N
 
 def test_any_root() -> None:
     for world_size in WORLD_SIZES:
-        for root in range(0, world_size, 3):
+        for root in range(0, world_size, 5):
             _check_all_reduce(tree(world_size, root), 9, 2, 1, root)
 
 
@@ -145,7 +147,7 @@ def test_broadcast_and_hand_on() -> None:
     for world_size in WORLD_SIZES:
         random, size = Random(world_size), 11
         inputs = _inputs(random, world_size, size)
-        for root in range(0, world_size, 2):
+        for root in range(0, world_size, 4):
             for result in drive(programs_of(broadcast(world_size, root), size, 2), inputs, random):
                 np.testing.assert_array_equal(result, inputs[root])
         to = random.sample(range(1, world_size), world_size // 2)
@@ -155,9 +157,9 @@ def test_broadcast_and_hand_on() -> None:
 
 
 def _outcome(programs: Sequence[Program], inputs: Sequence[npt.NDArray[Any]], expected: npt.NDArray[Any]) -> set[str]:
-    """Return what goes wrong in 30 random orders."""
+    """Return what goes wrong in some random orders."""
     found = set()
-    for seed in range(30):
+    for seed in range(WAYS):
         try:
             results = drive(programs, inputs, Random(seed))
         except AssertionError as error:

@@ -35,8 +35,8 @@ def test_both_halves_are_as_busy(kind: str, world_size: int) -> None:
         assert rounds <= (world_size - 1) * NUM_CHUNKS + counted(half).num_steps
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4, 6, 8, 13, 17])
-@pytest.mark.parametrize("num_chunks", [16, 64, 256])
+@pytest.mark.parametrize("world_size", [2, 3, 4, 6, 8, 17])
+@pytest.mark.parametrize("num_chunks", [16, 128])
 def test_a_tree_is_pipelined(world_size: int, num_chunks: int) -> None:
     """Unpipelined it would take ``path * num_chunks`` rounds."""
     cost = cost_of("tree", world_size)
@@ -46,8 +46,8 @@ def test_a_tree_is_pipelined(world_size: int, num_chunks: int) -> None:
         assert rounds <= cost.sent * num_chunks + (STEP_LAG + latency) * cost.num_steps
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4, 6, 8, 13, 17])
-@pytest.mark.parametrize("num_chunks", [16, 64, 256])
+@pytest.mark.parametrize("world_size", [2, 3, 4, 6, 8, 17])
+@pytest.mark.parametrize("num_chunks", [16, 128])
 def test_a_broadcast_takes_little_more_than_the_vectors_own_time(world_size: int, num_chunks: int) -> None:
     num_steps = counted(broadcast(world_size)).num_steps
     for latency in (1, 4):

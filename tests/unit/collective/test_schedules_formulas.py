@@ -16,7 +16,7 @@ WORLD_SIZES = range(1, 18)
 
 @pytest.mark.parametrize("kind", FLAT)
 def test_formulas_agree_with_the_transfers(kind: str) -> None:
-    for world_size in (*WORLD_SIZES, 31, 32, 33, 64):
+    for world_size in (*WORLD_SIZES, 31, 32, 33):
         said, found = cost_of(kind, world_size), counted(schedule_of(kind, world_size))
         assert (said.num_steps, said.sent, said.num_messages) == (found.num_steps, found.sent, found.num_messages)
         if kind == "tree":
@@ -29,7 +29,7 @@ def test_formulas_agree_with_the_transfers(kind: str) -> None:
 def test_formulas_agree_with_the_bytes_of_real_programs(kind: str) -> None:
     for world_size in WORLD_SIZES:
         schedule = schedule_of(kind, world_size)
-        size, chunk_elements = 48 * schedule.num_parts, 5
+        size, chunk_elements = 12 * schedule.num_parts, 5
         sent: Counter[int] = Counter()
         for rank in range(world_size):
             sends = program_of(schedule, rank, size, chunk_elements).sends
