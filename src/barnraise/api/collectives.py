@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 import structlog
@@ -193,6 +193,8 @@ class Collectives:
 
     def _try(self, request: _Request, plan: AttemptPlan) -> None:
         """Make one attempt, which may come to nothing."""
+        if hopeless := _hopeless(plan, request.call):
+            self._give_up(plan, hopeless)
         attempt = self._attempt_of(plan, request.call, request.given)
         with self._changed:
             if self._plan is not plan:
@@ -213,10 +215,15 @@ class Collectives:
             self._do(effects)
             self._settle_leavers()
 
+    def _give_up(self, plan: AttemptPlan, reason: str) -> NoReturn:
+        """Let this collective have no result here; all who get this plan do so, and the next one is like any other."""
+        with self._changed:
+            self._do(self._survival.completed(time.monotonic(), plan.sequence, plan.attempt))
+            self._plan = None
+        raise Unavailable(reason)
+
     def _attempt_of(self, plan: AttemptPlan, call: Call, given: Input, finished: Buffers | None = None) -> Attempt:
         members = tuple(member.rank for member in plan.members)
-        if call.operation == "broadcast" and call.root not in members:
-            raise Unavailable(f"rank {call.root}, whose tensor was to be sent to all, is lost")
         place = members.index(self.rank)
         hand_on = None
         if plan.holder is not None:
@@ -402,8 +409,10 @@ class Collectives:
             self._waiting = plan
             return
         kept = self._kept
-        if kept is None or kept.sequence != plan.sequence:
-            raise LocalError(f"the result of collective {plan.sequence} was to be handed on, and is not kept")
+        if kept is None or kept.sequence != plan.sequence or _hopeless(plan, kept.call):
+            # Nobody waits for it: we gave it up, and by this plan so do the others.
+            self._do(self._survival.completed(time.monotonic(), plan.sequence, plan.attempt))
+            return
         nothing = Input(vector=np.empty(0, kept.call.dtype))
         self._attempt = self._attempt_of(plan, kept.call, nothing, kept.buffers)
         self._pump.give(self._attempt)
@@ -432,3 +441,15 @@ class Collectives:
         """End the threads and the streams."""
         self.end(Unavailable("this context was closed. Open another."))
         self._pump.close()
+
+
+def _hopeless(plan: AttemptPlan, call: Call) -> str:
+    """Return why nothing can come of a plan, by what every member knows of it; "" if something can."""
+    if call.operation == "broadcast" and call.root not in {member.rank for member in plan.members}:
+        return f"rank {call.root}, whose tensor was to be sent to all, is lost"
+    if plan.is_hand_on and call.operation.startswith("reduce_scatter"):
+        return (
+            "a rank was lost when others had their parts already, which nobody else has. What this rank brought in is as "
+            "it was; agree with the others on tensors that all hold, and call it again"
+        )
+    return ""

@@ -14,9 +14,9 @@ import contextlib
 import enum
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
 from barnraise.api.streams import MAX_CONTROL_BYTES, Begin, Call, Done, Halt, Incoming, Outgoing, Streams
 from barnraise.codec.codec import Malformed
@@ -176,7 +176,8 @@ class Attempt:
                 while not self.is_stopped and (send := run.next_send()) is None:
                     self._turn.wait()
                 self._is_sender_asleep = False
-        self._check()
+        if self.is_stopped:
+            raise Halted
         return send
 
     def next_receive(self) -> Receive | None:
@@ -189,7 +190,8 @@ class Attempt:
                 while not self.is_stopped and (receive := run.next_receive()) is None:
                     self._turn.wait()
                 self._is_receiver_asleep = False
-        self._check()
+        if self.is_stopped:
+            raise Halted
         return receive
 
     def wait_until_received(self) -> None:
@@ -356,12 +358,7 @@ class Pump:
                 outgoing.say(attempt.begin)
                 begun[party.peer] = outgoing
         attempt.wait_until_prepared()
-        streams = {place: begun[party.peer] for place, party in enumerate(attempt.parties) if party.peer in begun}
-        buffers = attempt.buffers
-        while (send := attempt.next_send()) is not None:
-            with self._sending_to(attempt, attempt.parties[send.to]):
-                streams[send.to].stream.send(buffers.payload(send))
-            attempt.note_sent()
+        self._send_chunks(attempt, begun)
         if attempt.is_closing:
             attempt.wait_until_received()
             done = Done(attempt.begin.sequence, attempt.begin.epoch)
@@ -369,9 +366,21 @@ class Pump:
                 with self._sending_to(attempt, party):
                     begun[party.peer].say(done)
 
-    def _sending_to(self, attempt: Attempt, party: Party) -> "_Dealing":
+    def _send_chunks(self, attempt: Attempt, begun: Mapping[PeerId, Outgoing]) -> None:
+        """Send by the program. What is done for each chunk is few words: the cache has just been swept by the last one."""
+        payload, parties, next_send = attempt.buffers.payload, attempt.parties, attempt.next_send
+        streams = {place: begun[party.peer].stream for place, party in enumerate(parties) if party.peer in begun}
+        try:
+            while (send := next_send()) is not None:
+                attempt.sending_to = parties[send.to]
+                streams[send.to].send(payload(send))
+                attempt.note_sent()
+        except (Unavailable, PeerError, Malformed) as error:
+            self._blame(attempt, attempt.sending_to, error, is_sending=True)
+
+    def _sending_to(self, attempt: Attempt, party: Party) -> contextlib.AbstractContextManager[None]:
         attempt.sending_to = party
-        return _Dealing(self._streams, attempt, party, is_sending=True)
+        return self._dealing(attempt, party, is_sending=True)
 
     def _say_halt(self, attempt: Attempt, begun: Mapping[PeerId, Outgoing]) -> None:
         """Wake those who wait for what will not come."""
@@ -388,21 +397,28 @@ class Pump:
         begun: dict[int, Incoming] = {}
         if attempt.is_meeting:
             self._meet(attempt, begun)
-        buffers = attempt.buffers
-        while (receive := attempt.next_receive()) is not None:
-            party = attempt.parties[receive.sender]
-            with self._receiving_from(attempt, party):
-                incoming = begun.get(receive.sender) or self._await_begin(attempt, party)
-                begun[receive.sender] = incoming
+        self._receive_chunks(attempt, begun)
+        if attempt.is_closing:
+            self._hear_done(attempt, begun)
+        attempt.receiving_from = None
+
+    def _receive_chunks(self, attempt: Attempt, begun: dict[int, Incoming]) -> None:
+        """Receive by the program; see `_send_chunks`."""
+        buffers, parties, next_receive = attempt.buffers, attempt.parties, attempt.next_receive
+        try:
+            while (receive := next_receive()) is not None:
+                attempt.receiving_from = party = parties[receive.sender]
+                incoming = begun.get(receive.sender)
+                if incoming is None:
+                    begun[receive.sender] = incoming = self._await_begin(attempt, party)
                 room = buffers.room(receive)
                 size = incoming.stream.receive(room) if len(room) >= MAX_CONTROL_BYTES else self._small(incoming, room)
                 if size <= MAX_CONTROL_BYTES:
                     self._look(incoming, room[:size])
                 buffers.arrived(receive, size)
-            attempt.note_received()
-        if attempt.is_closing:
-            self._hear_done(attempt, begun)
-        attempt.receiving_from = None
+                attempt.note_received()
+        except (Unavailable, PeerError, Malformed) as error:
+            self._blame(attempt, attempt.receiving_from, error, is_sending=False)
 
     def _meet(self, attempt: Attempt, begun: dict[int, Incoming]) -> None:
         """Hear from everybody, and make the work of what they say they weigh."""
@@ -472,29 +488,27 @@ class Pump:
         if said is not None:
             raise Halted
 
-    def _receiving_from(self, attempt: Attempt, party: Party) -> "_Dealing":
+    def _receiving_from(self, attempt: Attempt, party: Party) -> contextlib.AbstractContextManager[None]:
         attempt.receiving_from = party
-        return _Dealing(self._streams, attempt, party, is_sending=False)
+        return self._dealing(attempt, party, is_sending=False)
 
+    # ---- what goes wrong --------------------------------------------------------------------------------------
 
-class _Dealing:
-    """What goes wrong within is the peer's doing, and stops the attempt."""
+    @contextlib.contextmanager
+    def _dealing(self, attempt: Attempt, party: Party, *, is_sending: bool) -> Iterator[None]:
+        """What goes wrong within is the peer's doing, and stops the attempt."""
+        try:
+            yield
+        except (Unavailable, PeerError, Malformed) as error:
+            self._blame(attempt, party, error, is_sending=is_sending)
 
-    __slots__ = ("_attempt", "_is_sending", "_party", "_streams")
-
-    def __init__(self, streams: Streams, attempt: Attempt, party: Party, *, is_sending: bool) -> None:
-        self._streams, self._attempt, self._party, self._is_sending = streams, attempt, party, is_sending
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Unavailable | PeerError | Malformed):
-            trouble = Trouble.BROKEN if isinstance(error, Unavailable) else Trouble.DAMAGED
-            self._streams.drop(self._party.peer, outgoing=self._is_sending, incoming=not self._is_sending)
-            self._attempt.fail(self._party, trouble, error)
-            self._streams.wake()
-            raise Halted from error
+    def _blame(self, attempt: Attempt, party: Party | None, error: Exception, *, is_sending: bool) -> NoReturn:
+        assert party is not None
+        trouble = Trouble.BROKEN if isinstance(error, Unavailable) else Trouble.DAMAGED
+        self._streams.drop(party.peer, outgoing=is_sending, incoming=not is_sending)
+        attempt.fail(party, trouble, error)
+        self._streams.wake()
+        raise Halted from error
 
 
 def compare(ours: Begin, theirs: Begin, party: Party) -> None:

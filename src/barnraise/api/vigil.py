@@ -1,19 +1,26 @@
 """Whether an attempt at a collective moves, and who holds it up; a clock and judgement, no threads and no members."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from barnraise.api.pump import Attempt
+from barnraise.collective.links import (
+    DEADLINE_FLOOR_S,
+    DEFAULT_BANDWIDTH_BYTES_S,
+    DEFAULT_LATENCY_S,
+    LinkProfile,
+    deadline_s,
+)
 from barnraise.collective.survival_messages import Fault
 from barnraise.ids import PeerId
 from barnraise.net.frames import MAX_PAYLOAD_BYTES
 from barnraise.net.seam import LinkSpeed
 
-MIN_HOP_S: Final = 2.0
-"""A peer that has begun a collective is given so long for its next chunk, however fast its link is."""
-HOP_FACTOR: Final = 4.0
-"""Times what its link should need."""
+MIN_HOP_S: Final = DEADLINE_FLOOR_S
+"""However fast all links are."""
+UNKNOWN: Final = LinkSpeed(latency_s=DEFAULT_LATENCY_S, bandwidth_bytes_s=DEFAULT_BANDWIDTH_BYTES_S)
+"""What is taken for a link that nothing was sent on yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +76,23 @@ class Vigil:
             if now <= give_up_at:
                 return None
             return Late(Fault.LATE, late.rank, f"has not called collective {sequence} in time")
-        if stands_s <= self._hop_s(late.peer, len(attempt.parties)):
+        others = (party.peer for place, party in enumerate(attempt.parties) if place != attempt.place)
+        if stands_s <= hop_s(self._speed(peer) for peer in others):
             return None
         return Late(Fault.STALLED, late.rank, f"moved nothing for {stands_s:.1f} s")
 
-    def _hop_s(self, peer: PeerId, num_members: int) -> float:
-        """Return how long a chunk may take that comes in turns with others."""
-        speed = self._speed(peer)
-        if speed is None or speed.bandwidth_bytes_s <= 0:
-            return MIN_HOP_S
-        chunk_s = 2 * speed.latency_s + num_members * MAX_PAYLOAD_BYTES / speed.bandwidth_bytes_s
-        return max(MIN_HOP_S, HOP_FACTOR * chunk_s)
+
+def hop_s(speeds: Iterable[LinkSpeed | None]) -> float:
+    """Return how long one rank may stand still before somebody is at fault: 5 s where all are near, more over long links.
+
+    A peer on a fast link may itself wait for one on a slow link, so the slowest counts, whoever is waited for. Before our
+    chunk a link may have to carry one of everybody's, where all of them share it; how much slower than measured a link
+    may be is `deadline_s`'s. A process or machine that hangs is found by its heartbeats, sooner: this is for data alone.
+
+    Args:
+        speeds: of the ways to all others that take part; None: not measured.
+    """
+    known = [speed if speed is not None and speed.bandwidth_bytes_s > 0 else UNKNOWN for speed in speeds]
+    profiles = [LinkProfile(latency_s=each.latency_s, bandwidth_bytes_s=each.bandwidth_bytes_s) for each in known]
+    ahead_bytes = (len(known) + 1) * MAX_PAYLOAD_BYTES
+    return max([MIN_HOP_S, *(deadline_s(profile, ahead_bytes) for profile in profiles)])

@@ -229,6 +229,7 @@ class Adoption:
 
     def tick(self, now: float, called: int) -> list[Tell]:
         """Let time pass; to be called several times a second."""
+        self._forget_superseded(called)
         if self._proposal is not None:
             return self._press(now, self._proposal)
         if self.rank == self.leader:
@@ -277,10 +278,23 @@ class Adoption:
         if self._promised is not None and self._promised[0].version <= settled.version:
             graph, _ = self._promised
             if graph.version == settled.adopted:
-                self._holds = [*self._holds[-1:], (settled.first, graph)]
+                self._holds.append((settled.first, graph))
             self._promised = None
         if settled.version > self._newest.version:
             self._newest = settled
+
+    def _forget_superseded(self, called: int) -> None:
+        """Drop graphs that no call can go by any more: not those that only later calls do without.
+
+        A user may be idle while graph after graph is adopted, all from its next call but one on; its next call still
+        goes by the graph of its last one.
+        """
+        later = [*(first for first, _ in self._holds), None][1:]
+        self._holds = [
+            (first, graph)
+            for (first, graph), following in zip(self._holds, later, strict=True)
+            if following is None or following > max(called, first)
+        ]
 
     # ---- leading ----------------------------------------------------------------------------------------------
 

@@ -277,16 +277,14 @@ class CodedBuffers:
         reader = self._codecs.receiving.reader(data, chunk.stop - chunk.start, self._places[chunk])
         sums = self._sums(chunk)
         base = self._given(chunk, self._scratch.own_receiving) if receive.is_first else sums
-        for start, stop in _pieces(len(sums)):
-            reader.add(start, stop, base[start:stop], sums[start:stop])
+        reader.add(0, len(sums), base, sums)
         if receive.finishes:
             self._finish(chunk)
 
     def write_result(self, out: Vector) -> None:
         """Decode all chunks that were finished, here or elsewhere, straight into ``out``."""
         for chunk, reader in self._readers.items():
-            for start, stop in _pieces(chunk.stop - chunk.start):
-                reader.read(start, stop, out[chunk.start + start : chunk.start + stop])  # type: ignore[arg-type]  # float32, as the task is
+            reader.read(0, chunk.stop - chunk.start, out[chunk.start : chunk.stop])  # type: ignore[arg-type]  # float32, as the task is
 
     def _finish(self, chunk: Chunk) -> None:
         sums = self._sums(chunk)

@@ -134,6 +134,7 @@ class Run:
         self.program = program
         self.num_sent = 0
         self.num_received = 0
+        self._sends, self._receives = program.sends, program.receives
 
     @property
     def is_sent(self) -> bool:
@@ -152,16 +153,16 @@ class Run:
 
     def next_send(self) -> Send | None:
         """Return the next send if it can go."""
-        if self.is_sent:
+        if self.num_sent == len(self._sends):
             return None
-        send = self.program.sends[self.num_sent]
+        send = self._sends[self.num_sent]
         return send if send.needs <= self.num_received else None
 
     def next_receive(self) -> Receive | None:
         """Return the next receive if it may be written."""
-        if self.is_received:
+        if self.num_received == len(self._receives):
             return None
-        receive = self.program.receives[self.num_received]
+        receive = self._receives[self.num_received]
         return receive if receive.needs <= self.num_sent else None
 
     def note_sent(self) -> None:

@@ -99,33 +99,39 @@ class Channel:
                 raise self._gone(f"went away ({error.strerror})") from error
         self._meter.add(sent=size)
 
-    def receive_payload(self, room: memoryview) -> int:
+    def receive_payload(self, room: memoryview, *, may_end: bool = False) -> int:
         """Open the next frame, a PAYLOAD, into the start of ``room``; return its length, at least 1.
+
+        ``may_end``: the frame may be an END as well; then 0 is returned.
 
         Raises:
             PeerError: another frame came, one longer than ``room``, an empty or a forged one.
             Unavailable: the peer is gone, or sent nothing for the patience.
         """
         limit = min(len(room), MAX_PAYLOAD_BYTES)
-        header, length = self._header(Kind.PAYLOAD, limit, limit)
+        self._await(HEADER_BYTES, HEADER_BYTES + limit + TAG_BYTES)
+        header = bytes(self._incoming[self._start : self._start + HEADER_BYTES])
+        if may_end and header[-1] == Kind.END:
+            self.receive_message(Kind.END, 0)
+            return 0
+        length = self._check(header, Kind.PAYLOAD, limit)
         if not length:
             raise PeerError(self.peer, "an empty payload frame", header)
-        self._open(header, room[:length])
+        self._open(header, room if length == len(room) else room[:length])
         return length
 
     def receive_message(self, kind: Kind, max_bytes: int) -> bytes:
         """Return what the next frame holds, which must be of this kind. Raises like `receive_payload`."""
-        header, length = self._header(kind, max_bytes, 0)
+        self._await(HEADER_BYTES, HEADER_BYTES + TAG_BYTES)
+        header = bytes(self._incoming[self._start : self._start + HEADER_BYTES])
+        length = self._check(header, kind, max_bytes)
         message = memoryview(bytearray(length))
         self._open(header, message)
         return bytes(message)
 
-    def next_kind(self, ahead_bytes: int = 0) -> int:
-        """Wait for the next frame's header and return its kind, not authenticated yet. Raises `Unavailable`.
-
-        ``ahead_bytes``: what the frame is likely to hold, to be taken in the same call of the kernel.
-        """
-        self._await(HEADER_BYTES, HEADER_BYTES + ahead_bytes + TAG_BYTES)
+    def next_kind(self) -> int:
+        """Wait for the next frame's header and return its kind, not authenticated yet. Raises `Unavailable`."""
+        self._await(HEADER_BYTES, HEADER_BYTES + TAG_BYTES)
         return self._incoming[self._start + HEADER_BYTES - 1]
 
     def wait(self) -> bool:
@@ -165,17 +171,16 @@ class Channel:
     def _peek(self, flags: int) -> bytes:
         return self.socket.recv(1, socket.MSG_PEEK | flags)
 
-    def _header(self, kind: Kind, max_bytes: int, ahead_bytes: int) -> tuple[bytes, int]:
-        self._await(HEADER_BYTES, HEADER_BYTES + ahead_bytes + TAG_BYTES)
-        header = bytes(self._incoming[self._start : self._start + HEADER_BYTES])
+    def _check(self, header: bytes, kind: Kind, max_bytes: int) -> int:
         try:
-            return header, read_header(header, kind, max_bytes)
+            return read_header(header, kind, max_bytes)
         except ValueError as error:
             raise PeerError(self.peer, str(error), header) from error
 
     def _open(self, header: bytes, payload: memoryview) -> None:
         size = HEADER_BYTES + len(payload) + TAG_BYTES
-        self._await(size, size)
+        if self._stop - self._start < size:
+            self._await(size, size)
         begin, end = self._start, self._start + size
         self._start, self._stop = (0, 0) if end == self._stop else (end, self._stop)
         try:
@@ -185,14 +190,16 @@ class Channel:
 
     def _await(self, needed: int, wanted: int) -> None:
         """Have ``needed`` bytes of what was not yet opened in the buffer, and up to ``wanted`` if they are there."""
-        if self._stop - self._start >= needed:
-            return
-        if self._start + wanted > len(self._incoming):
-            self._make_room(wanted)
-        flags = socket.MSG_WAITALL if wanted == needed else 0
         before = self._stop
-        while self._stop - self._start < needed:
-            self._stop += self._take(self._incoming[self._stop : self._start + wanted], flags)
+        needed_stop, wanted_stop = self._start + needed, self._start + wanted
+        if before >= needed_stop:
+            return
+        if wanted_stop > len(self._incoming):
+            self._make_room(wanted)
+            before, needed_stop, wanted_stop = self._stop, needed, wanted
+        flags = socket.MSG_WAITALL if wanted == needed else 0
+        while self._stop < needed_stop:
+            self._stop += self._take(self._incoming[self._stop : wanted_stop], flags)
         self._meter.add(received=self._stop - before)
 
     def _make_room(self, wanted: int) -> None:

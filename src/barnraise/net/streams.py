@@ -29,15 +29,16 @@ from barnraise.errors import LocalError, Unavailable
 from barnraise.ids import PeerId
 from barnraise.net import congestion
 from barnraise.net.channel import Channel
-from barnraise.net.congestion import MAX_CONNECTIONS
+from barnraise.net.congestion import MAX_CONNECTIONS, Measured
 from barnraise.net.frames import MAX_PAYLOAD_BYTES, Kind
 from barnraise.net.seam import MAX_HEADER_BYTES, Ended, StreamSink
 from barnraise.net.speed import MIN_TRANSFER_BYTES, Gauge
 from barnraise.net.transfer import Reply, TransferId, announced, answer, expect
 from barnraise.swarm.records import Decoder
 
-SAMPLE_EVERY_S: Final = 0.1
-"""Between two looks at what TCP measured: a look takes the socket's lock, and one each MiB cost 10 % of the CPU."""
+SAMPLE_EVERY_S: Final = 0.2
+"""Between two looks at what TCP measured: a look takes the socket's lock, and one each MiB cost 10 % of the CPU. Several
+round trips of most links, so that what came between two looks is not one burst."""
 
 
 class StreamAnnouncement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -84,6 +85,9 @@ class SealedStream:
         self._num_frames = 0
         self._unsampled_bytes = 0
         self._next_sample_s = 0.0
+        self._sampled_s = 0.0
+        self._sampled: list[Measured] = []
+        """What TCP had measured on each connection when we last looked."""
 
     @property
     def peer(self) -> PeerId:
@@ -113,11 +117,9 @@ class SealedStream:
         flat = room.cast("B")
         if self._gauge is not None or not flat:
             raise LocalError(f"room of {len(flat)} bytes; the receiving end needs at least 1")
-        channel = self._channels[self._num_frames % len(self._channels)]
-        if channel.next_kind(min(len(flat), MAX_PAYLOAD_BYTES)) == Kind.END:
-            channel.receive_message(Kind.END, 0)
+        length = self._channels[self._num_frames % len(self._channels)].receive_payload(flat, may_end=True)
+        if not length:
             raise Ended(f"peer {self.peer}: closed the stream")
-        length = channel.receive_payload(flat)
         self._num_frames += 1
         return length
 
@@ -186,13 +188,15 @@ class SealedStream:
                 answer(channel, Reply(verdict, reason))
 
     def _sample(self, gauge: Gauge) -> None:
+        now = time.monotonic()
         self._unsampled_bytes = 0
-        self._next_sample_s = time.monotonic() + SAMPLE_EVERY_S
+        self._next_sample_s = now + SAMPLE_EVERY_S
         found = [found for channel in self._channels if (found := congestion.measured(channel.socket))]
-        if found:
+        if len(found) == len(self._channels):
             gauge.round_trip(min(each.round_trip_s for each in found))
-            bandwidth_bytes_s = sum(each.bandwidth_bytes_s for each in found)
-            gauge.delivered(bandwidth_bytes_s, is_bound_by_us=any(each.is_bound_by_us for each in found))
+            bandwidth_bytes_s, is_bound_by_us = congestion.rate(self._sampled, found, now - self._sampled_s)
+            gauge.delivered(bandwidth_bytes_s, is_bound_by_us=is_bound_by_us)
+            self._sampled, self._sampled_s = found, now
 
 
 def read_announcement(channel: Channel) -> StreamAnnouncement:

@@ -142,6 +142,5 @@ class Group:
         self._postman.join()
         for collectives in self.ranks:
             collectives.close()
-        for ends in self.air.streams.values():
-            for end in ends:
-                end.close()
+        for end in self.air.all:
+            end.close()

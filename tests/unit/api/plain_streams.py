@@ -42,12 +42,16 @@ class PlainStream:
         return int(size)
 
     def _take(self, room: memoryview) -> memoryview:
-        try:
-            if len(room) and self._sock.recv_into(room, 0, socket.MSG_WAITALL) == len(room):
-                return room
-        except OSError as error:
-            raise Unavailable(f"peer {self.peer}: went away ({error})") from error
-        raise Unavailable(f"peer {self.peer}: went away")
+        taken = 0
+        while taken < len(room):
+            try:
+                size = self._sock.recv_into(room[taken:])
+            except OSError as error:
+                raise Unavailable(f"peer {self.peer}: went away ({error})") from error
+            if not size:
+                raise Unavailable(f"peer {self.peer}: went away")
+            taken += size
+        return room
 
     def patience(self, seconds: float) -> None:
         self._sock.settimeout(seconds)
@@ -71,6 +75,8 @@ class Air:
         self.sides: dict[PeerId, Streams] = {}
         self.streams: dict[tuple[PeerId, PeerId], tuple[PlainStream, PlainStream]] = {}
         """The newest one from each peer to each other: the sender's end and the receiver's."""
+        self.all: list[PlainStream] = []
+        """Both ends of all that there were."""
         self.unreachable: set[PeerId] = set()
 
     def join(self, me: PeerId) -> Streams:
@@ -86,5 +92,6 @@ class Air:
         near, far = socket.socketpair()
         ends = PlainStream(peer, near), PlainStream(me, far)
         self.streams[me, peer] = ends
+        self.all += ends
         self.sides[peer].take(me, header, ends[1])
         return ends[0]

@@ -109,6 +109,43 @@ def test_a_result_that_one_has_is_handed_on_though_its_owner_is_dead(make_group:
     assert group.sums((0, 2)) == [{4.0}] * 2
 
 
+def test_a_broadcast_without_its_root_ends_and_the_next_collective_is_like_any_other(make_group: Make) -> None:
+    group = make_group()
+    assert group.sums(range(3)) == [{6.0}] * 3
+    group.kill(2)
+    futures = [group.start(rank, rank + 1.0, operation="broadcast", root=2) for rank in (0, 1)]
+    for future in futures:
+        with pytest.raises(Unavailable, match="rank 2, whose tensor was to be sent to all, is lost"):
+            future.result()
+    assert group.sums((0, 1)) == [{3.0}] * 2
+
+
+def test_a_part_that_nobody_else_has_is_not_handed_on(make_group: Make) -> None:
+    group = make_group()
+    assert group.sums(range(3)) == [{6.0}] * 3
+    num_done, complete = [0], threading.Event()
+
+    def on_send(sender: str, receiver: str, payload: Any) -> Any:
+        if sender == "peer 1" and 0 < num_done[0] + (len(payload) < 200 and complete_at[0] <= 0):
+            num_done[0] += len(payload) < 200
+            if num_done[0] == 2:  # all is reduced; rank 1 has said so to one and never says so to the other
+                assert complete.wait(20)
+                group.kill(1)
+        elif sender == "peer 1":
+            complete_at[0] -= len(payload) >= 1000
+        return payload
+
+    complete_at = [2]
+    group.air.on_send = on_send
+    futures = [group.start(rank, rank + 1.0, 3000, operation="reduce_scatter sum") for rank in range(3)]
+    for rank in (0, 2):
+        futures[rank].add_done_callback(lambda _: complete.set())
+    outcomes = [futures[rank].exception() for rank in (0, 2)]
+    assert sorted(outcome is None for outcome in outcomes) == [False, True]
+    assert any("had their parts already" in str(outcome) for outcome in outcomes)
+    assert group.sums((0, 2)) == [{4.0}] * 2
+
+
 def test_the_weights_of_those_that_are_left_are_the_divisor(make_group: Make) -> None:
     group = make_group()
     vector = [np.full(9, 10.0 * rank, np.float32) for rank in range(3)]
@@ -197,19 +234,23 @@ def test_one_region_has_no_hierarchy(make_group: Make) -> None:
 
 
 def test_a_slow_host_owns_a_smaller_part(make_group: Make) -> None:
-    group = make_group()
-    row = (100, 100, 100)
+    group = make_group(4)
+    speeds = [100_000, 100_000, 50_000, 100_000]
     group.rows = [
-        Row(0, 0, (0, *row[1:]), (0, 100_000, 20_000)),
-        Row(0, 0, (100, 0, 100), (100_000, 0, 20_000)),
-        Row(0, 0, (100, 100, 0), (20_000, 20_000, 0)),
+        Row(
+            0,
+            0,
+            tuple(0 if other == rank else 100 for other in range(4)),
+            tuple(0 if other == rank else min(speeds[rank], speeds[other]) for other in range(4)),
+        )
+        for rank in range(4)
     ]
     call = Call("sum", "float32", SIZE, "int8")
     wait_for_graph(group, call)
     assert any(reason.startswith("rank 2 owns ") for reason in group.ranks[0].choice(call).reasons)
-    results = [future.result() for future in [group.start(rank, 1.0, SIZE, codec="int8") for rank in range(3)]]
+    results = [future.result() for future in [group.start(rank, 1.0, SIZE, codec="int8") for rank in range(4)]]
     assert all((result == results[0]).all() for result in results)
-    assert results[0] == pytest.approx(3.0, rel=0.02)
+    assert results[0] == pytest.approx(4.0, rel=0.02)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -18,6 +18,7 @@ import torch
 
 from barnraise.api import context as module
 from barnraise.api.backend import Backend
+from barnraise.api.choice import Choice, choose
 from barnraise.api.context import Context, discover, static_peers
 from barnraise.api.networked import rank_identity, run_id
 from barnraise.api.plans import Input
@@ -54,6 +55,10 @@ class Doubling:
             raise self.error
         if call.operation == "sum":
             np.multiply(given.vector, 2, out=out)
+
+    def choice(self, call: Call) -> Choice:
+        self.calls.append(call)
+        return choose(call, self.world_size, None)
 
     def close(self) -> None:
         self.closed = True
@@ -230,6 +235,19 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_sent(
     with pytest.raises(ConfigError, match=r"the ranks are 0 .. 1"):
         context.broadcast(np.ones(3), root=2)
     assert not backend.calls
+
+
+def test_what_it_would_choose_and_why() -> None:
+    backend, context = doubling()
+    choice = context.plan(1000, codec="int8")
+    assert backend.calls == [Call("mean", "float32", 1000, "int8")]
+    assert (choice.kind, choice.predicted_s) == ("shards", None)
+    assert choice.reasons == ("the links have not been measured yet",)
+    assert context.plan(1000, schedule="tree").reasons == ("as asked for",)
+    with pytest.raises(ConfigError, match="loses too much"):
+        context.plan(1000, codec="topk:0.016+int2", schedule="hierarchical")
+    with pytest.raises(ConfigError, match="unknown"):
+        context.plan(1000, schedule="star")
 
 
 def test_the_block_closes_it() -> None:

@@ -16,7 +16,7 @@ from barnraise.api.roster import DiscoveredRoster, Formed, Roster, StaticRoster,
 from barnraise.api.statements import GaveUp
 from barnraise.api.streams import Call
 from barnraise.collective.buffers import Vector
-from barnraise.errors import BarnraiseError, ConfigError, Unavailable
+from barnraise.errors import BarnraiseError, ConfigError, PeerError, Unavailable
 from barnraise.identity import Identity
 from barnraise.ids import PeerId
 from barnraise.net.memory import MemoryBulk, MemoryMedium, MemoryNetwork, open_medium
@@ -299,3 +299,38 @@ async def test_a_call_under_way_ends_when_the_mesh_is_closed(ring: Ring) -> None
     found, _ = await outcomes(summing(parties[0], np.ones(4, np.float32)), close_it)
     assert isinstance(found, Unavailable)
     assert "was closed" in str(found)
+
+
+async def test_members_agree_on_what_their_links_are_like(ring: Ring) -> None:
+    parties = ring.listed(3)
+    await gather(parties)
+    call = Call("sum", "float32", 70_000)
+    with trio.fail_after(20):
+        while any(party.mesh.collectives.choice(call).predicted_s is None for party in parties):  # noqa: ASYNC110
+            await trio.sleep(0.05)
+    found = await outcomes(*(summing(party, np.full(70_000, rank, np.float32)) for rank, party in enumerate(parties)))
+    assert all(isinstance(total, np.ndarray) and (total == 3).all() for total in found)
+
+
+async def test_who_hangs_before_it_begins_is_lost_though_its_connections_stand(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parties = ring.listed(3)
+    await gather(parties)
+    for rank in (0, 2):
+        silence = {parties[1].peer: 5.0}
+        monkeypatch.setattr(parties[rank].network, "silent_s", lambda peer, silence=silence: silence.get(peer, 0.0))
+    with trio.fail_after(20):
+        found = await outcomes(*(summing(parties[rank], np.ones(4, np.float32), 60.0) for rank in (0, 2)))
+    assert all(isinstance(total, np.ndarray) and (total == 2).all() for total in found)
+    assert "answered no heartbeat for 4 s" in parties[0].mesh.collectives.lost[1]
+
+
+async def test_nonsense_about_links_names_its_sender(ring: Ring) -> None:
+    parties = ring.listed(2)
+    await gather(parties)
+    await parties[1].network.send(parties[0].peer, encode(["OfLinks", b"\xc1"]))
+    with trio.fail_after(20):
+        (found,) = await outcomes(summing(parties[0], np.ones(4, np.float32)))
+    assert isinstance(found, Unavailable | PeerError)
+    assert str(parties[1].peer) in str(found)

@@ -167,6 +167,18 @@ def test_graphs_follow_each_other_no_faster_than_is_good() -> None:
     assert group.versions(1) == [2, 2]  # nothing has changed
 
 
+def test_graphs_of_an_idle_time_leave_the_one_before_to_the_next_call() -> None:
+    group = settled_group(2)
+    group.called = [5, 5]
+    for turn in range(1, 5):
+        group.measure(20.0 * turn, row_of(2, 1000 * turn))
+        group.tick(20.0 * turn)
+        group.tick(20.0 * turn + 1)
+    assert group.versions(6) == [1, 1]
+    assert group.versions(7) == [5, 5]
+    assert len(group.ranks[0]._holds) == 2
+
+
 def test_what_was_not_known_at_all_is_worth_a_graph_sooner() -> None:
     group = Group(2)
     group.measure(0.0, row_of(2, 100, 0))

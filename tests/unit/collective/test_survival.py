@@ -286,6 +286,59 @@ def test_of_two_the_junior_goes_on_alone_only_if_the_senior_has_left() -> None:
     assert not any(isinstance(effect, Start) for effect in machine.entered(0.0, 1, 1))
 
 
+def test_who_can_never_be_of_a_quorum_again_gives_up_soon() -> None:
+    machine = Survival(rank=1, weights={0: 1, 1: 1})
+    machine.entered(0.0, 1, 1)
+    machine.peer_down(5.0, 0)
+    for now in (5.0, 6.0, 6.9):
+        assert not any(isinstance(effect, Ended) for effect in machine.tick(now))
+    assert machine.tick(7.0)[-1] == Ended("no decision for 2.0 s: 1 of 2 ranks, this one included, can be reached")
+
+
+def test_who_is_in_reach_again_in_time_is_waited_for() -> None:
+    machine = Survival(rank=1, weights={0: 1, 1: 1})
+    machine.entered(0.0, 1, 1)
+    machine.peer_down(5.0, 0)
+    machine.tick(5.0)
+    machine.peer_up(6.0, 0)
+    assert not any(isinstance(effect, Ended) for now in (6.5, 7.5, 8.0) for effect in machine.tick(now))
+
+
+@pytest.mark.parametrize(("said_s", "waits_s"), [(None, 600.0), (5.0, 5.0), (900.0, 900.0)])
+def test_a_late_user_is_waited_for_as_long_as_the_others_users_say(said_s: float | None, waits_s: float) -> None:
+    leader = Survival(rank=0, weights={0: 1, 1: 1, 2: 1})
+    leader.entered(0.0, 1, 1, said_s)
+    leader.failed(0.0, 1, 0, Fault.STALLED, 2, "moved nothing")
+    ballot = Ballot(1, 0)
+    here = [
+        Report(
+            epoch=0,
+            ballot=ballot,
+            done=0,
+            called=called,
+            weight=1,
+            had=Work.COLLECTIVE if called else Work.NOTHING,
+            waits_for=None,
+            complaints=(),
+            down=(),
+            accepted=None,
+        )
+        for called in (1, 0)
+    ]
+
+    def proposed(now: float) -> list[Propose]:
+        effects: list[Effect] = []
+        for rank, report in enumerate(here, start=1):
+            effects += leader.heard(now, rank, report)
+        effects += leader.tick(now)
+        return [message for message in told(effects).get(1, []) if isinstance(message, Propose)]
+
+    for now in range(int(waits_s)):
+        assert proposed(now) == []
+    (proposal,) = proposed(waits_s + 1.0) or proposed(waits_s + 1.1)
+    assert [member.rank for member in proposal.decision.members] == [0, 1]
+
+
 def test_strangers_are_not_heard() -> None:
     machine = machine_of(0)
     assert machine.heard(0.0, 9, Alarm(epoch=0)) == []

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 
 from barnraise.errors import ConfigError
 from barnraise.net import congestion
-from barnraise.net.congestion import LONG_ROUND_TRIP_S, MAX_CONNECTIONS, check, connections_for, control, measured
+from barnraise.net.congestion import (
+    LONG_ROUND_TRIP_S,
+    MAX_CONNECTIONS,
+    Measured,
+    check,
+    connections_for,
+    control,
+    measured,
+    rate,
+)
 from barnraise.net.seam import LinkSpeed
-from barnraise.net.speed import MIN_TRANSFER_BYTES, Gauge
+from barnraise.net.speed import KEPT_RATES, MIN_TRANSFER_BYTES, Gauge, sealing_bytes_s
 
 needs_linux = pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux lets a socket choose and tell")
 MEGABIT = 125_000.0
@@ -88,7 +97,7 @@ def test_system_without_a_choice_has_auto_alone(monkeypatch: pytest.MonkeyPatch,
         (0.05, 100 * MEGABIT, False, MAX_CONNECTIONS),
         (0.01, 20 * MEGABIT, False, 1),
         (0.02, 50 * MEGABIT, False, 2),
-        (0.05, None, True, 3),
+        (0.05, None, True, 1),
         (0.05, 100 * MEGABIT, True, 1),
         (0.05, 1000 * MEGABIT, True, 3),
         (0.2, 10_000 * MEGABIT, True, MAX_CONNECTIONS),
@@ -110,6 +119,8 @@ def test_kernels_own_measure_is_read_from_where_it_is(sock: socket.socket) -> No
     found = measured(sock)
     assert found
     assert 0 < found.round_trip_s < 1
+    assert 0 <= found.delivered_bytes < 1_000_000
+    assert 0 <= found.busy_s < 60
     sock.close()
     assert measured(sock) is None
 
@@ -145,11 +156,61 @@ def test_round_trip_takes_at_most_half_of_a_transfers_time() -> None:
 
 
 def test_rate_that_we_held_up_counts_only_if_it_is_higher() -> None:
-    gauge = Gauge()
+    gauge = Gauge(math.inf)
     gauge.delivered(10e6, is_bound_by_us=False)
     gauge.delivered(1e6, is_bound_by_us=True)
-    assert gauge.bandwidth_bytes_s == pytest.approx(10e6)
+    assert gauge.bandwidth_bytes_s == 10e6
     gauge.delivered(20e6, is_bound_by_us=True)
-    assert gauge.bandwidth_bytes_s == pytest.approx(12e6)
+    assert gauge.bandwidth_bytes_s == 20e6
+
+
+def test_link_is_as_fast_as_the_best_of_its_last_rates() -> None:
+    gauge = Gauge(math.inf)
+    for rate_bytes_s in (10e6, 12e6, *[7e6] * (KEPT_RATES - 1)):
+        gauge.delivered(rate_bytes_s, is_bound_by_us=False)
+    assert gauge.bandwidth_bytes_s == 12e6
     gauge.delivered(7e6, is_bound_by_us=False)
-    assert gauge.bandwidth_bytes_s == pytest.approx(11e6)
+    assert gauge.bandwidth_bytes_s == 7e6
+
+
+def test_nothing_is_believed_that_this_machine_cannot_seal() -> None:
+    gauge, usual = Gauge(2e9), Gauge()
+    for each in (gauge, usual):
+        each.delivered(10e9, is_bound_by_us=False)
+        each.delivered(13e9, is_bound_by_us=True)
+    assert gauge.bandwidth_bytes_s == 2e9
+    assert usual.bandwidth_bytes_s == min(10e9, sealing_bytes_s())
+    gauge.transferred(10**11, 1.0)
+    assert gauge.bandwidth_bytes_s == 2e9
+
+
+def looked(
+    delivered_bytes: int, busy_s: float, *, burst_bytes_s: float = 5e6, is_bound_by_us: bool = False
+) -> Measured:
+    return Measured(0.05, burst_bytes_s, is_bound_by_us, delivered_bytes, busy_s)
+
+
+def test_busy_connections_together_are_as_fast_as_what_they_delivered() -> None:
+    before, after = [looked(1_000, 1.0), looked(0, 2.0)], [looked(201_000, 1.2), looked(400_000, 2.19)]
+    assert rate(before, after, 0.2) == (pytest.approx(3e6), False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([], [looked(9, 9.0)], (5e6, False)),
+        ([], [looked(9, 9.0, is_bound_by_us=True)], (5e6, True)),
+        ([], [looked(9, 9.0), looked(9, 9.0, burst_bytes_s=7e6)], (7e6, True)),
+        ([looked(0, 1.0), looked(0, 1.0)], [looked(10**6, 1.2), looked(10**6, 1.1)], (5e6, True)),
+        ([looked(0, 1.0)], [looked(10**6, 1.2, is_bound_by_us=True)], (5e6, True)),
+        ([looked(0, 1.0)], [looked(10**6, 1.1)], (5e6, False)),
+    ],
+)
+def test_connections_that_lacked_our_bytes_give_the_kernels_figure(
+    before: list[Measured], after: list[Measured], expected: tuple[float, bool]
+) -> None:
+    assert rate(before, after, 0.2) == expected
+
+
+def test_count_of_segments_that_began_again_is_no_speed_below_nothing() -> None:
+    assert rate([looked(10**9, 1.0)], [looked(0, 1.2)], 0.2) == (0.0, False)

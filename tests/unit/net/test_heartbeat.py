@@ -35,6 +35,17 @@ def told(beat: Heartbeat, *round_trips_s: float) -> float:
     return beat.latency_s
 
 
+def test_how_long_a_peer_has_been_silent_is_counted_from_the_oldest_ping_that_is_out() -> None:
+    beat = Heartbeat(BOB)
+    assert beat.silent_s(7.0) == 0.0
+    first, second = beat.ask(10.0), beat.ask(12.0)
+    assert beat.silent_s(15.0) == 5.0
+    beat.answered(15.0, first)
+    assert beat.silent_s(15.0) == 3.0
+    beat.answered(15.0, second)
+    assert beat.silent_s(99.0) == 0.0
+
+
 def test_the_latency_is_half_of_the_least_of_the_last_round_trips_averaged() -> None:
     assert Heartbeat(BOB).latency_s is None
     assert told(Heartbeat(BOB), 0.2) == pytest.approx(0.1)
