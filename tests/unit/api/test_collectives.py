@@ -126,7 +126,7 @@ def test_a_part_that_nobody_else_has_is_not_handed_on(make_group: Make) -> None:
     num_done, complete = [0], threading.Event()
 
     def on_send(sender: str, receiver: str, payload: Any) -> Any:
-        if sender == "peer 1" and 0 < num_done[0] + (len(payload) < 200 and complete_at[0] <= 0):
+        if sender == "peer 1" and num_done[0] + (len(payload) < 200 and complete_at[0] <= 0) > 0:
             num_done[0] += len(payload) < 200
             if num_done[0] == 2:  # all is reduced; rank 1 has said so to one and never says so to the other
                 assert complete.wait(20)
