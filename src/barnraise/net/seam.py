@@ -175,7 +175,7 @@ class LinkSpeed:
     latency_s: float
     """One way: half of the shortest round trip that TCP saw."""
     bandwidth_bytes_s: float
-    """Moving average over real transfers to it."""
+    """Of real transfers to it: a moving average over pushes, the best of the last looks at streams."""
 
 
 class Bulk(Protocol):

@@ -1,7 +1,7 @@
 """This peer's own row of the link graph, and when the others are to be told of it; the others' rows are in `Presence`.
 
 Latency is what heartbeats over the control plane found, or what TCP saw on the bulk plane where that is less: the
-kernel answers sooner than two event loops do. Bandwidth is the bulk plane's average over real transfers. What the host
+kernel answers sooner than two event loops do. Bandwidth is what the bulk plane found in real transfers. What the host
 sends and receives in all is a lower bound from the rounds' exchanges, the most of the last `KEPT_TOTALS`.
 """
 
