@@ -28,7 +28,7 @@ fuzz: $(STAMP)
 	$(BIN)/pytest -q -n auto -m fuzz
 
 e2e: $(STAMP)
-	$(BIN)/pytest -q -n auto -m e2e
+	$(BIN)/pytest -q -m e2e
 
 bench: $(STAMP)
 	for theme in bench/*.py; do $(BIN)/python $$theme || exit 1; done

@@ -241,7 +241,9 @@ class Collectives:
             parties=[Party(rank, self._group[rank]) for rank in members],
             place=place,
             prepare=prepare,
-            is_meeting=hand_on is None and (call.is_weighted or call.operation == "barrier"),
+            # Of a root, or of an all-gather's owner of all there is, nobody else would be heard: it would run ahead.
+            is_meeting=hand_on is None
+            and (call.is_weighted or call.operation in ("barrier", "broadcast", "all_gather")),
             is_closing=hand_on is None and has_parts,
             on_failure=lambda failed: self._attempt_failed(plan, failed),
             on_given=lambda: self._has_given(plan),
@@ -351,7 +353,13 @@ class Collectives:
             if now > max(promised_at, request.began_s) + HELD_S:
                 reason = f"has not said for {HELD_S:g} s which links all plan by"
                 self._note_failure(plan, Fault.STALLED, self._adoption.leader, reason)
-        elif attempt is not None and not attempt.is_stopped and self._is_of(attempt, plan):
+        elif attempt is not None and attempt.is_stopped and self._is_of(attempt, plan):
+            # A peer said that it had stopped, or gone on, and nobody has raised the alarm: it said so to us alone.
+            late_party = attempt.waits_for
+            if late_party is not None and self._failure is None and self._vigil.stands_for(attempt, now) > HELD_S:
+                reason = f"stopped an attempt and has not said why for {HELD_S:g} s"
+                self._note_failure(plan, Fault.BROKEN, late_party.rank, reason)
+        elif attempt is not None and self._is_of(attempt, plan):
             give_up_at = math.inf if request is None else request.began_s + request.timeout_s
             late = self._vigil.late(
                 attempt,

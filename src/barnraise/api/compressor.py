@@ -5,7 +5,7 @@ choices, and the codec's bytes. Tensors of other types than float32 are encoded 
 """
 
 import math
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -27,11 +27,13 @@ HEADER_BYTES: Final = 512
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 DTYPES: Final[tuple[str, ...]] = get_args(DType)
 
+Length = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+
 
 class _Message(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     format: int
-    codec: str
-    shape: tuple[int, ...]
+    codec: Annotated[str, msgspec.Meta(max_length=MAX_SPEC_LENGTH)]
+    shape: Annotated[tuple[Length, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
     dtype: DType
     is_tensor: bool
     seed: int
@@ -143,9 +145,8 @@ def _checked(data: bytes, max_elements: int) -> _Message:
         raise Malformed(f"it is no message: {error}") from error
     if message.format != FORMAT_VERSION:
         raise Malformed(f"it is of format {message.format}, and {FORMAT_VERSION} is known. Use the sender's version.")
-    if len(message.codec) > MAX_SPEC_LENGTH or len(message.shape) > MAX_DIMENSIONS:
-        raise Malformed("its codec's name or its shape is too long")
-    if min(message.shape, default=0) < 0 or math.prod(message.shape) > max_elements:
+    # Of a shape with a 0 as well, or what makes arrays says that the rest is too long.
+    if math.prod(max(length, 1) for length in message.shape) > max_elements:
         raise Malformed(f"a shape of {message.shape}; at most {max_elements} elements. Raise max_elements.")
     return message
 

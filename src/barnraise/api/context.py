@@ -4,7 +4,6 @@
 collectives are carried out is the `Backend`'s business, how tensors become vectors `tensors`'.
 """
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from barnraise.api import plans
 from barnraise.api.backend import Backend
 from barnraise.api.choice import Choice, is_raw
 from barnraise.api.plans import Input
+from barnraise.api.pump import MIN_WEIGHT
 from barnraise.api.streams import Call, Operation
 from barnraise.api.tensors import Tensors
 from barnraise.collective.buffers import Residual
@@ -128,8 +128,8 @@ class Context:
         """
         if op not in ("mean", "sum"):
             raise ConfigError(f"op={op!r}; it is 'mean' or 'sum'")
-        if weight is not None and not 0 < weight < math.inf:
-            raise ConfigError(f"weight={weight}; it is a number over 0. Leave a rank out that has nothing to bring in.")
+        if weight is not None and not MIN_WEIGHT <= weight <= 1 / MIN_WEIGHT:
+            raise ConfigError(f"weight={weight}; it is 1e-12 to 1e12. Leave a rank out that has nothing to bring in.")
         self._carry_out(
             op, tensor, weight=weight, codec=codec, schedule=schedule, feedback=feedback, timeout_s=timeout_s
         )

@@ -8,7 +8,6 @@ Membership is state rather than events: a peer whose connection broke is told al
 """
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Final
 
@@ -32,6 +31,8 @@ GRACE_S: Final = 2.0
 SHORT_GRACE_S: Final = 0.3
 """The same, while a collective has failed: then it is most likely dead."""
 LOOK_S: Final = 0.1
+MAX_WAITING: Final = 256
+"""Statements that wait for one peer."""
 WATCH_S: Final = 0.2
 """Between two looks at whether a collective moves."""
 SILENT_S: Final = 4.0
@@ -110,7 +111,7 @@ class Mesh:
             return
         for peer in group:
             if peer != self._me:
-                self._outboxes[peer], waiting = trio.open_memory_channel[Statement](math.inf)
+                self._outboxes[peer], waiting = trio.open_memory_channel[Statement](MAX_WAITING)
                 self._nursery.start_soon(self._empty, peer, waiting)
         survey = LinkSurvey(self._me, self._network, self._bulk)
         self._collectives = Collectives(
@@ -251,7 +252,7 @@ class Mesh:
                 await self._settle()
             case Word() if (rank := self._rank_of(peer)) is not None and self._collectives is not None:
                 try:
-                    self._collectives.heard(rank, survival_messages.decode(statement.message))
+                    self._collectives.heard(rank, survival_messages.decode(statement.message, len(self.group)))
                 except msgspec.DecodeError as error:
                     raise PeerError(peer, f"sent a malformed statement: {error}", message) from error
             case OfLinks() if (rank := self._rank_of(peer)) is not None and self._collectives is not None:
@@ -287,7 +288,8 @@ class Mesh:
             self._token.run_sync_soon(self._post, self.group[rank], word)
 
     def _post(self, peer: PeerId, statement: Statement) -> None:
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        # What is left out is said again as long as it matters; a peer that takes nothing must not fill our memory.
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.WouldBlock):
             self._outboxes[peer].send_nowait(statement)
 
     async def _empty(self, peer: PeerId, waiting: trio.MemoryReceiveChannel[Statement]) -> None:

@@ -114,11 +114,13 @@ class Plans:
             ConfigError: codec or schedule are none, or do not suit the call.
         """
         key = (call, members, place, hand_on, graph)
-        if key not in self._known:
+        found = self._known.get(key)  # once: a result is handed on from another thread, which may clear it
+        if found is None:
+            found = self._make(call, members, place, hand_on, graph)
             if len(self._known) >= NUM_PLANS:
                 self._known.clear()
-            self._known[key] = self._make(call, members, place, hand_on, graph)
-        return self._known[key]
+            self._known[key] = found
+        return found
 
     def choice(self, call: Call, members: tuple[int, ...], graph: Graph | None) -> Choice:
         """Return how an all-reduce among the members goes by a graph, and why. Raises like `plan`."""

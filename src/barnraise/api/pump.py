@@ -27,6 +27,8 @@ from barnraise.ids import PeerId
 from barnraise.net.frames import MAX_PAYLOAD_BYTES
 
 JOIN_S: Final = 5.0
+MIN_WEIGHT: Final = 1e-12
+"""Of an input, and one over it the most: no sum of 256 of them leaves float32, nor does one over it."""
 
 
 class Trouble(enum.Enum):
@@ -428,7 +430,9 @@ class Pump:
                 with self._receiving_from(attempt, party):
                     begun[place] = incoming = self._await_begin(attempt, party)
                     assert incoming.begun is not None
-                    weights[place] = incoming.begun.weight
+                    weights[place] = weight = incoming.begun.weight
+                    if not MIN_WEIGHT <= weight <= 1 / MIN_WEIGHT:
+                        raise Malformed(f"it says that its input weighs {weight}")
         attempt.prepare(weights)
 
     def _hear_done(self, attempt: Attempt, begun: dict[int, Incoming]) -> None:

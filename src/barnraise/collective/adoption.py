@@ -49,6 +49,10 @@ GATHER_S: Final = 2.0
 """An epoch's first graph waits so long for the rows of all."""
 PROMISE_TIMEOUT_S: Final = 1.0
 REPEAT_S: Final = 0.4
+MAX_AHEAD: Final = 4
+"""Calls that another rank's promise may be ahead of the leader's: one that it made, one that it promised, and news."""
+MAX_HELD: Final = 16
+"""Graphs that are kept. Honest leaders come to three."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 Rank = Annotated[int, msgspec.Meta(ge=0, lt=MAX_ROW_MEMBERS)]
@@ -249,7 +253,7 @@ class Adoption:
                 self._rows[sender] = message.row
                 return []
             case Promised() if self.rank == self.leader:
-                return self._heard_promise(sender, message)
+                return self._heard_promise(sender, message, called)
             case Proposed() if sender == self.leader:
                 return self._heard_proposal(now, message, called)
             case Settled() if sender == self.leader:
@@ -277,7 +281,7 @@ class Adoption:
         """Take over what became of a version that this rank has promised."""
         if self._promised is not None and self._promised[0].version <= settled.version:
             graph, _ = self._promised
-            if graph.version == settled.adopted:
+            if graph.version == settled.adopted and len(self._holds) < MAX_HELD:
                 self._holds.append((settled.first, graph))
             self._promised = None
         if settled.version > self._newest.version:
@@ -320,10 +324,12 @@ class Adoption:
     def _message_of(self, graph: Graph) -> Proposed:
         return Proposed(self.epoch, graph.version, dict(graph.rows), self._newest.adopted, self._newest.first)
 
-    def _heard_promise(self, sender: int, message: Promised) -> list[Tell]:
+    def _heard_promise(self, sender: int, message: Promised, called: int) -> list[Tell]:
         proposal = self._proposal
         if proposal is None or message.version != proposal.graph.version:
             return [Tell(sender, self._newest)] if message.version <= self._newest.version else []
+        if message.limit > called + MAX_AHEAD:
+            return []  # nobody is more than one call ahead: it would bar all graphs for good, or overflow
         proposal.limits[sender] = message.limit
         if proposal.limits.keys() < set(self._members):
             return []

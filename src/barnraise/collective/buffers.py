@@ -28,6 +28,8 @@ from barnraise.collective.schedule import Action, Schedule
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 CACHE_LINE_BYTES: Final = 64
+MOST: Final = 2.0**100
+"""Of a sum that is encoded: so many of them do not overflow."""
 
 
 class Residual:
@@ -253,6 +255,8 @@ class CodedBuffers:
             return self._arena[start : start + self._sizes[chunk]].data
         values = self._given(chunk, self._scratch.own_sending) if send.is_first else self._sums(chunk)
         codec, place, room = self._codecs.sending, self._places[chunk], self._scratch.sending
+        if not send.is_first:
+            _tame(values)
         size = codec.encode(values, room, place)
         if self._task.residual is not None:
             reader = codec.reader(room[:size], len(values), place)
@@ -289,6 +293,7 @@ class CodedBuffers:
     def _finish(self, chunk: Chunk) -> None:
         sums = self._sums(chunk)
         _divide(sums, self._task.divisor)
+        _tame(sums)
         start, stop = self._slots[chunk]
         size = self._codecs.finishing.encode(sums, self._arena[start:stop], self._places[chunk])
         reader = self._keep(chunk, size)
@@ -382,6 +387,16 @@ def _divide(values: Vector, divisor: float) -> None:
         np.multiply(values, kind(1.0 / divisor), out=values)
     else:
         np.true_divide(values, kind(divisor), out=values)
+
+
+def _tame(values: Float32) -> None:
+    """Bring a sum that peers' numbers drove out of what codecs take (2**127) back into it; what is no number is 0.
+
+    Each number that comes is finite, their sum need not be; an error here would be ours, and what is lost is fed back.
+    """
+    if len(values) and not max(float(values.max()), -float(values.min())) < MOST:  # true for nan, too
+        np.nan_to_num(values, copy=False, nan=0.0, posinf=MOST, neginf=-MOST)
+        np.clip(values, -MOST, MOST, out=values)
 
 
 def _view(values: Vector) -> memoryview:

@@ -95,6 +95,9 @@ from barnraise.errors import LocalError
 MAX_WAIT_S: Final = 1e6
 """A user's patience, as it is told: one that is endless is as good as this."""
 
+MAX_JUMP: Final = 1024
+"""Ballots and decisions that a rank may have missed. What a peer says must not bring ours to the end of `Count`."""
+
 
 class Survival:
     """One rank of one group.
@@ -342,7 +345,7 @@ class Survival:
 
     def heard(self, now: float, sender: int, message: Message) -> list[Effect]:
         """Note what a rank of the group said."""
-        if sender not in self._group:
+        if sender not in self._group or self._is_wild(sender, message):
             return []
         if isinstance(message, Decided):
             return self._decided(now, message.decision)
@@ -358,6 +361,16 @@ class Survival:
         if self.ended is not None or sender not in self.weights:
             return effects
         return effects + self._heard_now(now, sender, message)
+
+    def _is_wild(self, sender: int, message: Message) -> bool:
+        """Tell whether somebody who is out would rule, or counts run away, of which ours must be one more."""
+        decision = message.decision if isinstance(message, Decided) else None
+        if isinstance(message, Collect):
+            decision = message.last
+        if decision is not None and decision.number > self.epoch:
+            return sender not in self.weights or decision.number > self.epoch + MAX_JUMP
+        promised = 0 if self._promise.ballot is None else self._promise.ballot.number
+        return isinstance(message, Collect | Refuse) and message.ballot.number > promised + MAX_JUMP
 
     def _heard_now(self, now: float, sender: int, message: Message) -> list[Effect]:
         """Hear a member about the decision that comes next."""

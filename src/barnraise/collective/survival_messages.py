@@ -186,9 +186,29 @@ encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
-def decode(data: bytes) -> Message:
-    """Return the message in ``data``; raises `msgspec.DecodeError`, about text that is not UTF-8 as well."""
+def decode(data: bytes, world_size: int = MAX_RANKS) -> Message:
+    """Return the message in ``data``; raises `msgspec.DecodeError`, about text that is not UTF-8 as well.
+
+    It names no rank that a group of ``world_size`` lacks, and its decisions are of one piece.
+    """
     try:
-        return _decoder.decode(data)
+        message = _decoder.decode(data)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"a text is not UTF-8: {error.reason}") from error
+    accepted = message.accepted if isinstance(message, Report) else None
+    ballots = [getattr(message, "ballot", None), accepted and accepted.ballot]
+    decisions = [getattr(message, "decision", None), getattr(message, "last", None), accepted and accepted.decision]
+    if any(isinstance(ballot, Ballot) and ballot.leader >= world_size for ballot in ballots) or not all(
+        _is_sound(decision, world_size) for decision in decisions if isinstance(decision, Decision)
+    ):
+        raise msgspec.DecodeError(f"it names ranks that a group of {world_size} has not, or contradicts itself")
+    return message
+
+
+def _is_sound(decision: Decision, world_size: int) -> bool:
+    """Tell whether members ascend, and whoever is named is of the group or, for a result, a member."""
+    members = [member.rank for member in decision.members]
+    hand_on = decision.hand_on
+    given = () if hand_on is None else (hand_on.holder, *hand_on.incomplete)
+    named = (*members, *(verdict.rank for verdict in decision.verdicts), *decision.excused)
+    return members == sorted(set(members)) and set(given) <= set(members) and max(named, default=0) < world_size

@@ -288,5 +288,6 @@ def _remaining(ends_at: float) -> float:
 
 def _prepare(sock: socket.socket) -> None:
     sock.settimeout(None)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with contextlib.suppress(OSError):  # macOS refuses options of a connection that the other side has reset
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     keep_alive(sock)

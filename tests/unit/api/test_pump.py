@@ -72,6 +72,8 @@ def group(request: pytest.FixtureRequest) -> Any:
         yield air, ranks, pool
         for rank in ranks:
             rank.pump.close()
+    for end in air.all:  # one that was opened while its other side closed is nobody's
+        end.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "barnraise sender"]
 
 
