@@ -69,14 +69,16 @@ def uninterrupted(swarm: Swarm) -> tuple[Digest, ...]:
     ours = spaces[peers[0]]
     roots: list[Digest] = []
     for round_ in range(config.round.rounds):
-        part = Part(round_, 0, 1)
+        parts = [Part(round_, shard, len(peers)) for shard in range(len(peers))]
         for place, peer in enumerate(peers, start=round_ * len(peers)):
             samples = iter(range(place * count, (place + 1) * count))
             update, memories[peer] = update_of(spaces[peer].theta, memories[peer], samples)
-            spaces[peer].encode(update, exponents, round_, 1)
-            ours.keep_update(peer, part, np.array(spaces[peer].outgoing(part)))
-        ours.aggregate(part, 0, [(peer, count) for peer in peers], peers[0])
-        made = ours.step(0, exponents, config, round_, 1)
+            spaces[peer].encode(update, exponents, round_, len(peers))
+            for part in parts:
+                ours.keep_update(peer, part, np.array(spaces[peer].outgoing(part)))
+        for part in parts:
+            ours.aggregate(part, 0, [(peer, count) for peer in peers], peers[0])
+        made = ours.step(0, exponents, config, round_, len(peers))
         exponents = made.exponents
         roots.append(made.theta)
         theta, momentum = ours.pending()

@@ -39,10 +39,10 @@ LOOKING = {
     ".venv/bin/barnraise status": "members",
     ".venv/bin/barnraise status --json": '"round"',
     ".venv/bin/barnraise peers": "connected",
-    ".venv/bin/barnraise peers --plan": "the planner would choose",
     ".venv/bin/barnraise log --last 5": "result",
     ".venv/bin/barnraise show": "voted for by",
     ".venv/bin/barnraise key": "fingerprint",
+    ".venv/bin/barnraise peers --plan": "the planner would choose",
 }
 """What is said while a run goes on."""
 TAKING = {
