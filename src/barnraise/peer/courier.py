@@ -184,7 +184,7 @@ class Courier:
             self.round != header.round
             or not _is_of(header, work)
             or sender not in work.plan.members
-            or not 0 < size <= self._bound_of(header, work)
+            or size not in self._lengths_of(header, work)
         ):
             return None
         if header.kind == "update":
@@ -233,12 +233,14 @@ class Courier:
         promise, leaf = work.promises.get(sender), work.updates_arrived.get((sender, shard))
         return leaf is not None and (promise is None or promise.message.leaves[shard] == leaf)
 
-    def _bound_of(self, header: Header, work: Work) -> int:
+    def _lengths_of(self, header: Header, work: Work) -> range:
+        """Return how long a shard may be; an empty one, of a vector with fewer borders than members, may be nothing."""
         part = Part(header.round, header.shard, work.plan.num_shards)
+        least = 1 if self._workspace.count(part) else 0
         if header.kind == "update":
-            return self._workspace.update_bound_bytes(part)
+            return range(least, self._workspace.update_bound_bytes(part) + 1)
         num_updates = self._num_updates
-        return self._workspace.aggregate_bound_bytes(part, num_updates) if num_updates else 0
+        return range(least, self._workspace.aggregate_bound_bytes(part, num_updates) + 1) if num_updates else range(0)
 
     @property
     def _num_updates(self) -> int:

@@ -127,13 +127,18 @@ class Workspace:
 
     # ---- shards that travel -----------------------------------------------------------------------------------
 
+    def count(self, part: Part) -> int:
+        """Return the number of elements of a shard; the last ones of a short vector are empty."""
+        start, stop = shards.bounds(self.size, part.num_shards)[part.shard]
+        return stop - start
+
     def update_bound_bytes(self, part: Part) -> int:
         """Return the most bytes that a shard of an update takes."""
-        return self.codec.bound_bytes(self._count(part))
+        return self.codec.bound_bytes(self.count(part))
 
     def aggregate_bound_bytes(self, part: Part, num_updates: int) -> int:
         """Return the most bytes that a shard of the aggregate of so many updates takes."""
-        return self.codec.for_aggregate(num_updates).bound_bytes(self._count(part))
+        return self.codec.for_aggregate(num_updates).bound_bytes(self.count(part))
 
     def keep_update(self, sender: PeerId, part: Part, data: Bytes) -> None:
         """Check a member's shard and keep it, in place of what was kept before.
@@ -144,7 +149,7 @@ class Workspace:
         Raises:
             Malformed: it cannot be decoded. What was kept before stays.
         """
-        reader = self.codec.reader(data, self._count(part), part.place)
+        reader = self.codec.reader(data, self.count(part), part.place)
         self._updates[sender, part] = Encoded(data, reader)
 
     def keep_aggregate(self, part: Part, attempt: int, num_updates: int, data: Bytes) -> None:
@@ -157,7 +162,7 @@ class Workspace:
         Raises:
             Malformed: it cannot be decoded. What was kept before stays.
         """
-        reader = self.codec.for_aggregate(num_updates).reader(data, self._count(part), part.place)
+        reader = self.codec.for_aggregate(num_updates).reader(data, self.count(part), part.place)
         self._aggregates[attempt, part] = Encoded(data, reader)
 
     def outgoing(self, part: Part) -> memoryview:
@@ -215,7 +220,7 @@ class Workspace:
             for peer, _ in weights
         ]
         samples = [weight for _, weight in weights]
-        scratch, mean = np.empty((len(readers), PIECE), np.int16), np.empty(self._count(part), np.int16)
+        scratch, mean = np.empty((len(readers), PIECE), np.int16), np.empty(self.count(part), np.int16)
         for first, last in _pieces(0, len(mean)):
             decoded = [row[: last - first] for row in scratch]
             for reader, row in zip(readers, decoded, strict=True):
@@ -272,10 +277,6 @@ class Workspace:
         self._aggregates.clear()
 
     # ---- parts of it ------------------------------------------------------------------------------------------
-
-    def _count(self, part: Part) -> int:
-        start, stop = shards.bounds(self.size, part.num_shards)[part.shard]
-        return stop - start
 
     def _aggregate(self, part: Part, attempt: int) -> Encoded:
         found = self._aggregates.get((attempt, part))

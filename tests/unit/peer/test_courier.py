@@ -41,9 +41,9 @@ TENSOR_BYTES = 2 * 4 * SIZE
 encode = msgspec.msgpack.Encoder().encode
 
 
-def state_of(**changes: int) -> State:
+def state_of(founders: tuple[PeerId, ...] = MEMBERS, **changes: int) -> State:
     config = RunConfig(
-        founders=MEMBERS, inner=InnerConfig(batch_size=1), round=RoundConfig(rounds=5, steps=2, codec="grid16")
+        founders=founders, inner=InnerConfig(batch_size=1), round=RoundConfig(rounds=5, steps=2, codec="grid16")
     )
     zeros = np.zeros(SIZE, np.float32)
     return replace(genesis(config, 1, root_of(zeros), root_of(zeros)), cut=CUT, **changes)  # type: ignore[arg-type]
@@ -161,8 +161,8 @@ INT8_BYTES = 384 + 2
 INT4_BYTES = 384 // 2 + 3 * 2
 
 
-def desk_of(codec: str) -> Desk:
-    state = state_of(round=2)
+def desk_of(codec: str, founders: tuple[PeerId, ...] = MEMBERS) -> Desk:
+    state = state_of(founders, round=2)
     return Desk(replace(state, config=replace(state.config, round=replace(state.config.round, codec=codec))))
 
 
@@ -182,6 +182,24 @@ def test_a_shard_is_no_longer_than_its_codec_can_make_it(codec: str, kind: str, 
     buffer = desk.courier.sink(OTHER, header(kind=kind), bound)
     assert buffer is not None
     assert buffer.nbytes == desk.courier.shard_bytes == bound
+
+
+@pytest.mark.parametrize("codec", ["grid16", "int8", "int2", "topk:0.1+int4", "randomk:0.1", "powersgd:2", "int8+zstd"])
+@pytest.mark.parametrize("kind", ["update", "aggregate"])
+def test_a_shard_without_elements_arrives_as_well(codec: str, kind: str) -> None:
+    five = (*MEMBERS, PeerId("peer-3"), PeerId("peer-4"))  # 1000 elements in fives of 256: the last shard has none
+    desk, part = desk_of(codec, five), Part(2, 4, 5)
+    assert desk.workspace.count(part) == 0
+    desk.workspace.encode(np.ones(SIZE, np.float32), desk.member.state.exponents, 2, 5)
+    data = bytes(desk.workspace.outgoing(part))
+    if kind == "aggregate":
+        desk.workspace.aggregate(part, 0, [(ME, 1)], ME)
+        data = bytes(desk.workspace.aggregated(part, 0))
+    buffer = desk.courier.sink(OTHER, header(kind=kind, shard=4), len(data))
+    assert buffer is not None
+    buffer[:] = data
+    desk.courier.arrived(OTHER, header(kind=kind, shard=4))
+    assert len(desk.workspace.kept) == len(desk.posted) == 1
 
 
 def test_before_the_cut_nobody_knows_how_long_an_aggregate_may_be() -> None:
