@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from barnraise.api.pump import Attempt
 from barnraise.collective.links import (
@@ -36,13 +37,12 @@ class Late:
 class _Watched:
     """How an attempt went when it was last looked at."""
 
-    attempt: Attempt
     progress: tuple[int, int]
     since_s: float
 
 
 class Vigil:
-    """Looks at one attempt after the other.
+    """Looks at attempts: at two in turns where one was stopped and a thread is still in it.
 
     Args:
         speed: what was measured of the way to a peer.
@@ -50,13 +50,13 @@ class Vigil:
 
     def __init__(self, speed: Callable[[PeerId], LinkSpeed | None]) -> None:
         self._speed = speed
-        self._watched: _Watched | None = None
+        self._watched: WeakKeyDictionary[Attempt, _Watched] = WeakKeyDictionary()
 
     def stands_for(self, attempt: Attempt, now: float) -> float:
         """Return for how many seconds an attempt has not moved, as far as it was looked at."""
-        watched, progress = self._watched, attempt.progress
-        if watched is None or watched.attempt is not attempt or watched.progress != progress:
-            self._watched = watched = _Watched(attempt, progress, now)
+        watched, progress = self._watched.get(attempt), attempt.progress
+        if watched is None or watched.progress != progress:
+            self._watched[attempt] = watched = _Watched(progress, now)
         return now - watched.since_s
 
     def late(self, attempt: Attempt, now: float, has_begun: Callable[[PeerId], bool], give_up_at: float) -> Late | None:

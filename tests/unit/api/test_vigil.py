@@ -54,6 +54,14 @@ def test_a_link_that_was_not_measured_may_be_a_long_one(unknown: LinkSpeed | Non
     assert hop_s([unknown] * 5) < 10
 
 
+def test_a_stopped_attempt_and_the_next_one_are_watched_in_turns() -> None:
+    # 1. a thread is stuck in a stopped attempt; 2. the next one waits for it, and is looked at as well: if each look at
+    # one forgot the other, the thread would never be freed, and live ranks were taken for stalled.
+    vigil, stopped, following = vigil_of({1: LAN}), attempt_of(2), attempt_of(2)
+    for now in range(4):
+        assert [vigil.stands_for(attempt, float(now)) for attempt in (stopped, following)] == [now, now]
+
+
 def test_a_near_peer_may_wait_for_a_far_one() -> None:
     near, far = vigil_of({1: LAN, 2: LAN}), vigil_of({1: LAN, 2: BETWEEN_REGIONS})
     attempt = attempt_of(3)
