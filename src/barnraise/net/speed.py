@@ -1,12 +1,10 @@
 """How fast the way to one peer is, from what was really sent there; from many threads."""
 
-import functools
 import threading
-import time
 from collections import deque
 from typing import Final
 
-from barnraise.net.frames import HEADER_BYTES, KEY_BYTES, TAG_BYTES, Kind, Sealer, preferred_suite
+from barnraise.net.frames import preferred_suite, sealing_bytes_s
 from barnraise.net.seam import LinkSpeed
 
 WEIGHT: Final = 0.2
@@ -17,20 +15,19 @@ KEPT_RATES: Final = 16
 """What TCP delivers varies: it starts slowly, probes, recovers from losses, and shares the host's line with other
 streams. The link is as fast as the best of so many looks in a row, a maximum that forgets, as BBR's (Cardwell et al.
 2016). A moving average saw links that are all alike up to twice as fast as one another."""
-SEALING_TRIALS: Final = 5
-SEALED_BYTES: Final = 256 * 1024
 
 
 class Gauge:
     """What is known of one way; nothing at first.
 
     Args:
-        most_bytes_s: nothing above this is believed; None: what this machine can seal.
+        most_bytes_s: nothing above this is believed; None: what one thread can seal, and no stream of ours is faster.
+            Over loopback TCP's own figure is that of a burst between two buffers, five times what a stream really moves.
     """
 
     def __init__(self, most_bytes_s: float | None = None) -> None:
         """Know nothing."""
-        self._most_bytes_s = sealing_bytes_s() if most_bytes_s is None else most_bytes_s
+        self._most_bytes_s = sealing_bytes_s(preferred_suite()) if most_bytes_s is None else most_bytes_s
         self._lock = threading.Lock()
         self._round_trip_s = 0.0
         self._bandwidth_bytes_s = 0.0
@@ -78,20 +75,3 @@ class Gauge:
             if not self._bandwidth_bytes_s or not self._round_trip_s:
                 return None
             return LinkSpeed(latency_s=self._round_trip_s / 2, bandwidth_bytes_s=self._bandwidth_bytes_s)
-
-
-@functools.cache
-def sealing_bytes_s() -> float:
-    """Return what one thread of this machine can seal, measured once: no stream of ours is faster.
-
-    Over loopback TCP's own figure is that of a burst between two buffers, five times what a stream really moves.
-    """
-    sealer = Sealer(preferred_suite(), bytes(KEY_BYTES))
-    payload, frame = bytes(SEALED_BYTES), memoryview(bytearray(HEADER_BYTES + SEALED_BYTES + TAG_BYTES))
-    return SEALED_BYTES / min(_seconds(sealer, payload, frame) for _ in range(SEALING_TRIALS))
-
-
-def _seconds(sealer: Sealer, payload: bytes, frame: memoryview) -> float:
-    start = time.perf_counter()
-    sealer.seal_into(Kind.PAYLOAD, payload, frame)
-    return time.perf_counter() - start
