@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from barnraise.api.swarm import Swarm as Swarm
     from barnraise.api.swarm import join as join
     from barnraise.api.trainer import Trainer as Trainer
-    from barnraise.collective.buffers import Residual as Residual
+    from barnraise.codec.feedback import Residual as Residual
 
 __version__ = "0.1.0"
 
@@ -29,7 +29,7 @@ _WHERE: Final = {
     "Node": "barnraise.api.node",
     "ParameterReceiver": "barnraise.api.differential",
     "ParameterSender": "barnraise.api.differential",
-    "Residual": "barnraise.collective.buffers",
+    "Residual": "barnraise.codec.feedback",
     "Swarm": "barnraise.api.swarm",
     "Trainer": "barnraise.api.trainer",
     "TransformerConfig": "barnraise.api.configs",

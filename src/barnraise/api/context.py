@@ -17,7 +17,7 @@ from barnraise.api.plans import Input
 from barnraise.api.pump import MIN_WEIGHT
 from barnraise.api.streams import Call, Operation
 from barnraise.api.tensors import Tensors
-from barnraise.collective.buffers import Residual
+from barnraise.codec.feedback import Residual
 from barnraise.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -23,6 +23,27 @@ from barnraise.codec.grid import Bytes, Float32
 from barnraise.errors import LocalError
 
 
+class Residual:
+    """What encodings have lost of one vector so far, which the next ones make good.
+
+    It changes when what was encoded has been taken in, and not before. Within a collective (`collective.buffers`) that
+    holds for each hop and for finished parts as well: what is lost of a sum with our input in it is added to our input.
+
+    Args:
+        size: elements of the vector.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.kept = np.zeros(size, np.float32)
+        """float32[d], to be added to what is encoded next."""
+        self.staged = np.zeros(size, np.float32)
+        """float32[d], written meanwhile."""
+
+    def commit(self) -> None:
+        """Take up what was lost last: it is what counts."""
+        self.kept, self.staged = self.staged, self.kept
+
+
 class Feedback:
     """A float32 codec that makes good later what it loses.
 
@@ -44,8 +65,13 @@ class Feedback:
         if codec.dtype != np.float32:
             raise LocalError(f"error feedback here is for float32, and {codec.name} is of {codec.dtype}")
         self.codec = codec
-        self.residual = np.zeros(size, np.float32)
-        self._pending: Float32 | None = None
+        self._residual = Residual(size)
+        self._is_pending = False
+
+    @property
+    def residual(self) -> Float32:
+        """Return what is owed, float32[d]."""
+        return self._residual.kept
 
     def encode(self, update: Float32, out: Bytes, place: Place = Place(), *, start: int = 0) -> int:
         """Encode ``update`` and what is owed of its elements; what is lost is pending.
@@ -65,12 +91,14 @@ class Feedback:
             LocalError: the vector is shorter.
         """
         count = len(update)
-        owed = self.residual[start : start + count]
+        kept, staged = self._residual.kept, self._residual.staged
+        owed = kept[start : start + count]
         if len(owed) != count:
-            raise LocalError(f"elements {start} to {start + count} of a vector of {len(self.residual)}")
-        if self._pending is None:
-            self._pending = self.residual.copy()
-        wanted = self._pending[start : start + count]
+            raise LocalError(f"elements {start} to {start + count} of a vector of {len(kept)}")
+        if not self._is_pending:
+            np.copyto(staged, kept)  # what is not encoded stays owed
+            self._is_pending = True
+        wanted = staged[start : start + count]
         np.add(owed, update, out=wanted)
         size = self.codec.encode(wanted, out, place)
         reader, decoded = self.codec.reader(out[:size], count, place), np.empty(min(count, PIECE), np.float32)
@@ -82,9 +110,10 @@ class Feedback:
 
     def commit(self) -> None:
         """Take the new residual up: the update was taken in."""
-        if self._pending is not None:
-            self.residual, self._pending = self._pending, None
+        if self._is_pending:
+            self._residual.commit()
+        self._is_pending = False
 
     def restore(self) -> None:
         """Keep the residual as it was before: the update was not taken in."""
-        self._pending = None
+        self._is_pending = False

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from barnraise.codec.codec import PIECE, Codec, Malformed, Place, Reader
+from barnraise.codec.feedback import Residual
 from barnraise.codec.grid import Bytes, Float32
 from barnraise.collective.program import Chunk, Program, Receive, Send
 from barnraise.collective.schedule import Action, Schedule
@@ -30,27 +31,6 @@ Vector = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 CACHE_LINE_BYTES: Final = 64
 MOST: Final = 2.0**100
 """Of a sum that is encoded: so many of them do not overflow."""
-
-
-class Residual:
-    """What a rank's encodings have lost of one vector, which its next collective makes good: error feedback.
-
-    Karimireddy et al. 2019 (arXiv 1901.09847), on each hop and for finished parts as well: what is lost of a sum with our
-    input in it, we add to our input next time. It changes when a collective is complete, and not before.
-
-    Args:
-        size: elements of the vector.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.kept = np.zeros(size, np.float32)
-        """float32[d], added to the input."""
-        self.staged = np.zeros(size, np.float32)
-        """float32[d], written by attempts."""
-
-    def commit(self) -> None:
-        """Take up what the last attempt lost: it was the one that counts."""
-        self.kept, self.staged = self.staged, self.kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

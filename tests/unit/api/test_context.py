@@ -1,5 +1,6 @@
 """The context that users hold: tensors of all kinds, real sockets on loopback, and what it says when something is wrong."""
 
+import io
 import json
 import socket
 import subprocess
@@ -14,16 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 import torch
 
 from barnraise.api import context as module
+from barnraise.api import networked
 from barnraise.api.backend import Backend
 from barnraise.api.choice import Choice, choose
 from barnraise.api.context import Context, discover, static_peers
 from barnraise.api.networked import rank_identity, run_id
 from barnraise.api.plans import Input
 from barnraise.api.streams import Call
-from barnraise.collective.buffers import Residual, Vector
+from barnraise.codec.feedback import Residual
+from barnraise.collective.buffers import Vector
 from barnraise.errors import ConfigError, Unavailable
 from barnraise.identity import ClusterKey
 from barnraise.runs import places
@@ -443,3 +447,21 @@ def test_a_users_program_has_its_output_for_itself_and_needs_no_torch_for_arrays
 def test_the_examples_in_docstrings_do_what_they_say(thing: str, run_docstring: Callable[..., None]) -> None:
     port = int(free_addresses(1)[0].rpartition(":")[2])
     run_docstring(getattr(module, thing), np=np, discover=discover, static_peers=static_peers, key=KEY, port=port)
+
+
+def test_warnings_go_to_whatever_stderr_is_by_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(structlog, "is_configured", lambda: False)
+    gone = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", gone)
+        networked._keep_stdout_clean()
+    gone.close()
+    log = structlog.get_logger()
+    log.warning("context.lost", rank=1)
+    log.info("context.found", rank=2)
+    captured = capsys.readouterr()
+    assert "context.lost" in captured.err
+    assert "context.found" not in captured.err
+    assert captured.out == ""

@@ -8,13 +8,13 @@ import pytest
 
 from barnraise.codec.chain import codec_of
 from barnraise.codec.codec import Malformed
+from barnraise.codec.feedback import Residual
 from barnraise.collective import kinds
 from barnraise.collective.buffers import (
     Buffers,
     Codecs,
     CodedBuffers,
     RawBuffers,
-    Residual,
     Scratch,
     Store,
     Task,
@@ -230,6 +230,16 @@ def test_an_attempt_that_came_to_nothing_changes_no_residual() -> None:
     assert not residual.kept.any()
     assert residual.staged.any()
     assert (ranks.carry_out(tasks)[0] == first[0]).all()
+
+
+@pytest.mark.parametrize("kind", ["shards", "ring", "tree"])
+@pytest.mark.parametrize("spec", ["int8", "int4", "bf16", "fp32+zstd"])
+def test_a_sum_that_is_too_large_to_be_encoded_is_cut_off_alike_everywhere(kind: str, spec: str) -> None:
+    given = [np.full(1000, 1.6e38, np.float32) for _ in range(4)]  # each of them can be encoded, four of them cannot
+    results = Ranks(kinds.schedule_of(kind, 4), spec).carry_out([Task(own=vector) for vector in given])
+    assert len({result.tobytes() for result in results}) == 1
+    assert np.isfinite(results[0]).all()
+    assert (results[0] > 1e30).all()
 
 
 @pytest.mark.parametrize("spec", ["fp32", "int8"])
