@@ -19,7 +19,7 @@ from barnraise.api.choice import Choice, goes_by_links
 from barnraise.api.plans import HandOn, Input, Plans
 from barnraise.api.pump import Attempt, Halted, Party, Pump, Trouble, Work
 from barnraise.api.streams import Begin, Call, Streams
-from barnraise.api.vigil import Vigil
+from barnraise.api.vigil import Late, Vigil
 from barnraise.collective import adoption
 from barnraise.collective.adoption import Adoption
 from barnraise.collective.buffers import Buffers, Vector
@@ -47,6 +47,8 @@ SURVEY_S: Final = 1.0
 """Between two looks at our own links."""
 HELD_S: Final = 3.0
 """The leader of a graph says within 1 s what becomes of it; who is held back for longer complains of it."""
+UNEXPLAINED_S: Final = 3.0
+"""Whoever stops an attempt tells all why, at once; the control plane may take its time."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -348,17 +350,11 @@ class Collectives:
         plan, attempt, request = self._plan, self._attempt, self._request
         if plan is None:
             return
-        promised_at = self._adoption.promised_at
-        if request is not None and plan is self._waiting and self._is_held(request) and promised_at is not None:
-            if now > max(promised_at, request.began_s) + HELD_S:
-                reason = f"has not said for {HELD_S:g} s which links all plan by"
-                self._note_failure(plan, Fault.STALLED, self._adoption.leader, reason)
-        elif attempt is not None and attempt.is_stopped and self._is_of(attempt, plan):
-            # A peer said that it had stopped, or gone on, and nobody has raised the alarm: it said so to us alone.
-            late_party = attempt.waits_for
-            if late_party is not None and self._failure is None and self._vigil.stands_for(attempt, now) > HELD_S:
-                reason = f"stopped an attempt and has not said why for {HELD_S:g} s"
-                self._note_failure(plan, Fault.BROKEN, late_party.rank, reason)
+        late: Late | None = None
+        if request is not None and plan is self._waiting and self._is_held(request):
+            late = self._late_with_links(now, request)
+        elif attempt is not None and self._is_of(attempt, plan) and attempt.is_stopped:
+            late = self._late_with_reasons(now, attempt)
         elif attempt is not None and self._is_of(attempt, plan):
             give_up_at = math.inf if request is None else request.began_s + request.timeout_s
             late = self._vigil.late(
@@ -367,8 +363,21 @@ class Collectives:
                 lambda peer: plan.is_hand_on or self._streams.has_begun(peer, plan.sequence),
                 give_up_at,
             )
-            if late is not None:
-                self._note_failure(plan, late.fault, late.rank, late.reason)
+        if late is not None:
+            self._note_failure(plan, late.fault, late.rank, late.reason)
+
+    def _late_with_links(self, now: float, request: _Request) -> Late | None:
+        promised_at = self._adoption.promised_at
+        if promised_at is None or now <= max(promised_at, request.began_s) + HELD_S:
+            return None
+        return Late(Fault.STALLED, self._adoption.leader, f"has not said for {HELD_S:g} s which links all plan by")
+
+    def _late_with_reasons(self, now: float, attempt: Attempt) -> Late | None:
+        """Return who said that it has stopped, or gone on, to us alone: nobody has raised the alarm."""
+        party = attempt.waits_for
+        if party is None or self._failure is not None or self._vigil.stands_for(attempt, now) <= UNEXPLAINED_S:
+            return None
+        return Late(Fault.BROKEN, party.rank, f"stopped an attempt and has not said why for {UNEXPLAINED_S:g} s")
 
     def _whom_we_wait_for(self) -> int | None:
         late = None if self._attempt is None else self._attempt.waits_for

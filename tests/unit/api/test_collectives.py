@@ -4,13 +4,15 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from barnraise.api import collectives as module
-from barnraise.api.streams import Call
+from barnraise.api.streams import MAX_CONTROL_BYTES, SECRET_BYTES, Call, Halt
 from barnraise.collective import adoption
 from barnraise.collective.links import Row
+from barnraise.collective.survival_messages import Alarm
 from barnraise.errors import ConfigError, Unavailable
 
 from .control_plane import Group
@@ -120,22 +122,63 @@ def test_a_broadcast_without_its_root_ends_and_the_next_collective_is_like_any_o
     assert group.sums((0, 1)) == [{3.0}] * 2
 
 
+@pytest.mark.parametrize("operation", ["broadcast", "all_gather"])
+def test_who_has_nothing_to_hear_does_not_run_ahead(make_group: Make, operation: str) -> None:
+    group = make_group()
+    sent: list[str] = []
+    has_begun = threading.Event()
+
+    def on_send(sender: str, receiver: str, payload: Any) -> Any:
+        sent.append(sender)
+        if len(sent) == 2:
+            has_begun.set()
+        return payload
+
+    group.air.on_send = on_send
+    first = group.start(0, 1.0, 8, operation=operation)  # of eight elements rank 0 owns all
+    assert has_begun.wait(20)
+    rest = [group.start(rank, rank + 1.0, 8, operation=operation) for rank in (1, 2)]
+    assert [set(future.result()) for future in (first, *rest)] == [{1.0}] * 3
+    assert sent[:2] == ["peer 0"] * 2
+    assert {"peer 1", "peer 2"} & set(sent[2:4]), "until somebody else begins, it says that it has begun and no more"
+
+
+def test_who_stops_an_attempt_and_does_not_say_why_is_left_out(
+    make_group: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNEXPLAINED_S", 0.2)
+    group = make_group(2)
+    assert group.sums(range(2)) == [{3.0}] * 2
+    group.does_pass = lambda sender, to, message: sender != 1 or not isinstance(message, Alarm)
+
+    def on_send(sender: str, receiver: str, payload: Any) -> Any:
+        if sender == "peer 1" and len(payload) > MAX_CONTROL_BYTES:
+            return secret[0] + msgspec.msgpack.encode(Halt(2, 0))
+        if sender == "peer 1":
+            secret.append(bytes(payload[:SECRET_BYTES]))
+        return payload
+
+    secret: list[bytes] = []
+    group.air.on_send = on_send
+    group.start(1, 2.0)
+    assert group.sums((0,)) == [{1.0}]
+    assert "has not said why" in group.ranks[0].lost[1]
+
+
 def test_a_part_that_nobody_else_has_is_not_handed_on(make_group: Make) -> None:
     group = make_group()
     assert group.sums(range(3)) == [{6.0}] * 3
-    num_done, complete = [0], threading.Event()
+    sent, complete = [], threading.Event()
 
     def on_send(sender: str, receiver: str, payload: Any) -> Any:
-        if sender == "peer 1" and num_done[0] + (len(payload) < 200 and complete_at[0] <= 0) > 0:
-            num_done[0] += len(payload) < 200
-            if num_done[0] == 2:  # all is reduced; rank 1 has said so to one and never says so to the other
+        if sender == "peer 1":
+            sent.append(receiver)
+            # A beginning and a part for each of the others, then the word to each that all is done.
+            if len(sent) == 6:  # it was said to one, and never is to the other
                 assert complete.wait(20)
                 group.kill(1)
-        elif sender == "peer 1":
-            complete_at[0] -= len(payload) >= 1000
         return payload
 
-    complete_at = [2]
     group.air.on_send = on_send
     futures = [group.start(rank, rank + 1.0, 3000, operation="reduce_scatter sum") for rank in range(3)]
     for rank in (0, 2):

@@ -317,6 +317,11 @@ async def test_who_hangs_before_it_begins_is_lost_though_its_connections_stand(
 ) -> None:
     parties = ring.listed(3)
     await gather(parties)
+
+    async def say_nothing(peer: PeerId, message: bytes) -> None:
+        pass
+
+    monkeypatch.setattr(parties[1].network, "send", say_nothing)
     for rank in (0, 2):
         silence = {parties[1].peer: 5.0}
         monkeypatch.setattr(parties[rank].network, "silent_s", lambda peer, silence=silence: silence.get(peer, 0.0))

@@ -243,6 +243,20 @@ def test_a_peer_that_cannot_be_reached_is_named(group: Group) -> None:
     assert (attempt.failure.rank, attempt.failure.trouble) == (1, Trouble.BROKEN)
 
 
+@pytest.mark.parametrize("weight", [0.0, -1.0, 1e-300, 1e308, float("inf"), float("nan")])
+def test_a_weight_that_is_none_is_damage(group: Group, weight: float) -> None:
+    _, ranks, pool = group
+    lie, attempt = (
+        ranks[1].attempt(ranks[:2], is_meeting=True, weight=weight),
+        ranks[0].attempt(ranks[:2], is_meeting=True),
+    )
+    liar = failing(pool, ranks[1], lie)
+    failing(pool, ranks[0], attempt).result(30)
+    free(ranks[1], lie, liar)
+    assert attempt.failure is not None
+    assert (attempt.failure.rank, attempt.failure.trouble) == (1, Trouble.DAMAGED)
+
+
 def test_who_calls_something_else_is_told_both_calls(group: Group) -> None:
     _, ranks, pool = group
     pool.submit(ranks[1].pump.carry_out, ranks[1].attempt(ranks[:2], call=Call("mean", "float32", 7, codec="int8")))

@@ -304,3 +304,21 @@ def test_no_collective_is_ever_planned_by_two_graphs(seed: int) -> None:
                         say(rank, ranks[rank].heard(now, sender, pipe.popleft()[1], called[rank]))
     assert num_graphs > 0
     assert min(called) > 100
+
+
+def test_a_promise_far_ahead_is_none() -> None:
+    leader, now = Adoption(0, (0, 1, 2)), GATHER_S + 1.0
+    for rank in range(3):
+        leader.heard(0.0, rank, Told(0, row_of(3)), 0)
+    assert any(isinstance(effect.message, Proposed) for effect in leader.tick(now, 0))
+    leader.heard(now, 1, Promised(0, 1, 0), 0)
+    assert leader.heard(now, 2, Promised(0, 1, 1 << 40), 0) == []
+    settled = [effect.message for effect in leader.heard(now, 2, Promised(0, 1, 1), 0)]
+    assert Settled(0, 1, 1, 2) in settled
+
+
+def test_graphs_that_never_come_to_hold_are_not_kept_without_end() -> None:
+    member = Adoption(1, (0, 1, 2))
+    for version in range(1, 200):
+        member.heard(0.0, 0, Proposed(0, version, {0: row_of(3)}, version - 1, 10**9 + version), 0)
+    assert len(member._holds) <= adoption.MAX_HELD

@@ -343,3 +343,21 @@ def test_strangers_are_not_heard() -> None:
     machine = machine_of(0)
     assert machine.heard(0.0, 9, Alarm(epoch=0)) == []
     assert machine.heard(0.0, 9, Decided(decision=decision(1, 2, 3))) == []
+
+
+@pytest.mark.parametrize("message", [Refuse(epoch=0, ballot=Ballot(1 << 40, 1)), collect(1 << 40, 1)])
+def test_counts_do_not_run_away_with_what_a_rank_says(message: Message) -> None:
+    machine = machine_of(0)
+    assert machine.heard(0.0, 1, message) == []
+    effects = machine.failed(1.0, 1, 0, Fault.BROKEN, 2, "reset") + machine.tick(2.0)
+    numbers = [said.ballot.number for each in told(effects).values() for said in each if isinstance(said, Collect)]
+    assert numbers
+    assert max(numbers) < 10
+
+
+def test_who_is_out_decides_nothing() -> None:
+    machine = machine_of(3)
+    machine.heard(0.0, 0, Decided(decision=decision(0, 1, 3)))
+    assert machine.heard(0.0, 2, Decided(decision=decision(2, 3, number=2))) == []
+    assert machine.heard(0.0, 2, collect(9, 2, epoch=2, last=decision(2, 3, number=2))) == []
+    assert sorted(machine.weights) == [0, 1, 3]

@@ -108,3 +108,31 @@ def test_a_damaged_message_decodes_or_is_refused(message: Message, at: int, valu
         decode(bytes(data))
     except msgspec.DecodeError:
         return
+
+
+MEMBERS = (Member(0, 1), Member(1, 1))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Decided(decision=Decision(1, MEMBERS, (Verdict(200, True, "x"),))),
+        Decided(decision=Decision(1, MEMBERS, (), None, (3,))),
+        Decided(decision=Decision(1, (*MEMBERS, Member(3, 1)))),
+        Decided(decision=Decision(1, (MEMBERS[0], *MEMBERS))),
+        Decided(decision=Decision(1, MEMBERS, (), HandOn(1, 2, (0,)))),
+        Decided(decision=Decision(1, MEMBERS, (), HandOn(1, 0, (2,)))),
+        Collect(epoch=0, ballot=Ballot(1, 0), last=Decision(1, (Member(3, 1),)), is_patient=False),
+        Refuse(epoch=0, ballot=Ballot(5, 200)),
+        msgspec.structs.replace(REPORT, ballot=Ballot(1, 0), accepted=Accepted(Ballot(1, 9), Decision(1, MEMBERS))),
+        msgspec.structs.replace(REPORT, ballot=Ballot(1, 0), accepted=Accepted(Ballot(1, 0), LONGEST)),
+    ],
+)
+def test_ranks_that_a_group_has_not_are_refused(message: Message) -> None:
+    with pytest.raises(msgspec.DecodeError, match="a group of 3"):
+        decode(encode(message), 3)
+
+
+def test_a_decision_of_one_piece_is_taken() -> None:
+    decision = Decision(1, MEMBERS, (Verdict(2, True, "x"),), HandOn(1, 1, (0,)), (2,))
+    assert decode(encode(Decided(decision=decision)), 3) == Decided(decision=decision)
