@@ -60,7 +60,7 @@ class Tensors:
 
     @contextlib.contextmanager
     def _cuda(self, tensor: Any) -> Iterator[Vector]:
-        """Go through pinned memory that is kept, on a stream beside the user's. Untested on CUDA."""
+        """Go through pinned memory that is kept, on a stream beside the user's."""
         import torch
 
         wire = torch.float64 if tensor.dtype == torch.float64 else torch.float32

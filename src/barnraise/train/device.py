@@ -29,7 +29,7 @@ class Choice:
 def choose(wanted: str, precision: Literal["float32", "bfloat16"] = "float32") -> Choice:
     """Return the device for ``auto``, ``cpu``, ``cuda`` (also ``cuda:1``) or ``mps``; auto prefers cuda, then mps.
 
-    Parameters stay float32 on all of them. CUDA and MPS are supported and untested: nobody has run them yet.
+    Parameters stay float32 on all of them. MPS is supported and untested: nobody has run it yet.
 
     Args:
         wanted: the device.

@@ -8,7 +8,6 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +30,8 @@ from barnraise.collective.buffers import Vector
 from barnraise.errors import ConfigError, Unavailable
 from barnraise.identity import ClusterKey
 from barnraise.runs import places
+
+from .machines import at_once, free_addresses
 
 KEY = ClusterKey.generate()
 
@@ -72,20 +73,6 @@ def doubling() -> tuple[Doubling, Context]:
     backend = Doubling()
     checked: Backend = backend
     return backend, Context(checked)
-
-
-def free_addresses(count: int) -> list[str]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in taken]
-    for one in taken:
-        one.close()
-    return addresses
-
-
-def at_once(*works: Callable[[], Any]) -> list[Any]:
-    """Do several machines' work, each in a thread."""
-    with ThreadPoolExecutor(len(works)) as pool:
-        return [future.result() for future in [pool.submit(work) for work in works]]
 
 
 # ---- tensors ----------------------------------------------------------------------------------------------------
@@ -252,6 +239,30 @@ def test_what_it_would_choose_and_why() -> None:
         context.plan(1000, codec="topk:0.016+int2", schedule="hierarchical")
     with pytest.raises(ConfigError, match="unknown"):
         context.plan(1000, schedule="star")
+
+
+def test_a_level_is_the_contexts_unless_the_call_names_another() -> None:
+    backend = Doubling()
+    context, feedback = Context(backend, compression_level=5), Residual(10)
+    context.all_reduce(np.ones(10, np.float32), codec="auto", feedback=feedback)
+    context.all_reduce(np.ones(10, np.float32), codec="auto:9")
+    choice = context.plan(1000, codec="auto")
+    assert [call.codec for call in backend.calls] == ["auto:5", "auto:9", "auto:5"]
+    assert backend.given[0].residual is feedback
+    assert choice.codec == "int4"
+    assert choice.reasons[-1] == "level 5 is int4 as long as the links are not known"
+    with pytest.raises(ConfigError, match="'auto:1' to 'auto:9'"):
+        context.all_reduce(np.ones(10, np.float32), codec="auto:12")
+    with pytest.raises(ConfigError, match="broadcast has no feedback"):
+        context.broadcast(np.ones(10, np.float32), codec="auto")
+
+
+def test_what_is_no_level_is_refused_before_anything_is_opened() -> None:
+    for level in (0, 10):
+        with pytest.raises(ConfigError, match=f"a compression level of {level} is outside"):
+            discover(cluster_key=KEY, mdns=False, compression_level=level)
+        with pytest.raises(ConfigError, match=f"a compression level of {level} is outside"):
+            static_peers(["127.0.0.1:1"], 0, cluster_key=KEY, compression_level=level)
 
 
 def test_the_block_closes_it() -> None:
