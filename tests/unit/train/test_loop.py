@@ -21,6 +21,7 @@ from barnraise.link.messages import (
     FromTrainer,
     Hello,
     Initialise,
+    Progress,
     Segment,
     Stop,
 )
@@ -68,11 +69,13 @@ def converse(trainer: Trainer, *said: FromPeer) -> list[FromTrainer]:
 
 
 def receive(stream: BinaryIO, answers: list[FromTrainer]) -> bool:
-    """Read one answer; False at the end."""
-    prefix = stream.read(4)
-    if prefix:
-        answers.append(messages.from_trainer(stream.read(messages.body_length(prefix))))
-    return bool(prefix)
+    """Read one answer, and how it goes until then, where that takes a second; False at the end."""
+    while prefix := stream.read(4):
+        answer = messages.from_trainer(stream.read(messages.body_length(prefix)))
+        if not isinstance(answer, Progress):
+            answers.append(answer)
+            return True
+    return False
 
 
 def begin(directory: Path, theta: str = "theta.f32", **changes: Any) -> Begin:
