@@ -291,6 +291,14 @@ class Collectives:
         with self._changed:
             self._tell_all(self._adoption.heard(time.monotonic(), rank, message, self._survival.called))
 
+    def accuse(self, rank: int, reason: str) -> None:
+        """Note that what a rank said makes no sense. Who does so twice in a row is left out."""
+        with self._changed:
+            survival = self._survival
+            if rank in survival.weights:
+                now = time.monotonic()
+                self._do(survival.failed(now, survival.called, survival.epoch, Fault.DAMAGED, rank, reason))
+
     def peer_up(self, rank: int) -> None:
         """Note that a rank is connected."""
         with self._changed:
@@ -319,6 +327,16 @@ class Collectives:
     def is_settled(self) -> bool:
         """Tell whether nothing is being decided: else our vote is still wanted."""
         return self._survival.is_settled or self._survival.ended is not None
+
+    @property
+    def epoch(self) -> int:
+        """Return how many decisions on members were made."""
+        return self._survival.epoch
+
+    @property
+    def is_new(self) -> bool:
+        """Tell whether nothing was called or decided yet: a rank whose process is another one by now has missed nothing."""
+        return self._survival.called == self._survival.epoch == 0 and self._survival.is_settled
 
     @property
     def done(self) -> int:

@@ -17,7 +17,17 @@ import trio
 
 from barnraise.api.collectives import Collectives
 from barnraise.api.roster import Formed, Roster, Want
-from barnraise.api.statements import MAX_REASON_CHARS, GaveUp, Left, OfLinks, Statement, Word, decode_statement, encode
+from barnraise.api.statements import (
+    MAX_REASON_CHARS,
+    GaveUp,
+    Left,
+    OfLinks,
+    Refused,
+    Statement,
+    Word,
+    decode_statement,
+    encode,
+)
 from barnraise.api.streams import Streams
 from barnraise.collective import adoption, survival_messages
 from barnraise.errors import BarnraiseError, ConfigError, PeerError, Unavailable
@@ -61,13 +71,17 @@ class Mesh:
         self._token: trio.lowlevel.TrioToken
         self._changed = trio.Event()
         self._met: dict[PeerId, bytes] = {}
-        """The hello of each peer's first connection."""
+        """The hello of each peer's process that counts."""
+        self._others: set[PeerId] = set()
+        """Members of which another process is connected than the one that began with us: what it says counts for nothing."""
         self._up: set[PeerId] = set()
         self._gone: dict[PeerId, str] = {}
         self._silent: set[PeerId] = set()
         self._hung: set[PeerId] = set()
         """Members that are connected, and count as gone as they answer nothing."""
         self._failure: BarnraiseError | None = None
+        self._is_refused = False
+        """Another member goes on without us: we are going, and nobody else need end."""
         self._outboxes: dict[PeerId, trio.MemorySendChannel[Statement]] = {}
         self.streams = Streams(self._open_from_thread)
         """Its `take` is the bulk plane's."""
@@ -152,14 +166,26 @@ class Mesh:
                         await self._peer_up(event)
                     case PeerDown():
                         self._peer_down(event)
-                    case Received():
+                    case Received() if event.peer not in self._others:
                         await self._hear(event.peer, event.message)
-            except (ConfigError, PeerError, Unavailable) as error:
+                    case Received():
+                        pass
+            except PeerError as error:
+                self._accuse(event.peer, error)
+            except (ConfigError, Unavailable) as error:
                 if event.peer in (self._roster.group or (event.peer,)):
                     await self._fail(error, also=event.peer)
                 else:
                     _log.warning("context.stranger", peer=event.peer, reason=str(error))
             self._notify()
+
+    def _accuse(self, peer: PeerId, error: PeerError) -> None:
+        """Let the group judge who sends nonsense."""
+        rank = self._rank_of(peer)
+        if self._collectives is None or rank is None:
+            _log.warning("context.nonsense", peer=peer, reason=str(error))
+        else:
+            self._collectives.accuse(rank, _printable(str(error)))
 
     async def wait_for_peers(self, count: int | None, timeout_s: float) -> None:
         """Return once ``count`` members are connected; see `Backend.wait_for_peers`."""
@@ -200,13 +226,22 @@ class Mesh:
     async def _peer_up(self, event: PeerUp) -> None:
         peer, hello = event.peer, event.hello
         _, host, port = read_hello(peer, hello)
-        first = self._met.setdefault(peer, hello)
-        if first != hello and peer in (self._roster.group or ()):
-            _, first_host, first_port = read_hello(peer, first)
-            raise ConfigError(
-                f"two processes claim rank {self.group.index(peer)}: one at {first_host}:{first_port}, one at {host}:"
-                f"{port}. Give each machine its own rank; a process that was started again needs all started again."
+        began_with = self._met.get(peer, hello)
+        if (
+            began_with != hello
+            and self._rank_of(peer) is not None
+            and not (self._collectives and self._collectives.is_new)
+        ):
+            self._others.add(peer)
+            _, first_host, first_port = read_hello(peer, began_with)
+            why = (
+                f"two processes claim rank {self._rank_of(peer)}: the group began with one at {first_host}:{first_port}, "
+                f"this one is at {host}:{port}. Give each machine its own rank; what was started again can't come back."
             )
+            await self._tell(peer, Refused(why))
+            return
+        self._met[peer] = hello
+        self._others.discard(peer)
         self._bulk.learn(peer, host, port)
         self._up.add(peer)
         self._gone.pop(peer, None)
@@ -263,10 +298,13 @@ class Mesh:
                 self._collectives.left(rank, statement.done)
             case Word() | Left() | OfLinks():
                 pass
+            case Refused(reason) if peer in (self._roster.group or ()):
+                self._is_refused = True
+                raise ConfigError(f"{self._name(peer)} goes on without this process: {_printable(reason)}")
             case GaveUp() if peer in (self._roster.group or ()):
                 kind = ConfigError if statement.is_users_mistake else Unavailable
                 raise kind(f"{self._name(peer)} gave up: {_printable(statement.reason)}")
-            case GaveUp():
+            case GaveUp() | Refused():
                 pass
 
     async def _settle(self) -> None:
@@ -357,8 +395,10 @@ class Mesh:
                 await self._tell(peer, self._farewell)
 
     @property
-    def _farewell(self) -> GaveUp | None:
+    def _farewell(self) -> GaveUp | Left | None:
         failure = self._failure
+        if self._is_refused:
+            return Left(0 if self._collectives is None else self._collectives.done)
         return GaveUp(isinstance(failure, ConfigError), str(failure)[:MAX_REASON_CHARS]) if failure else None
 
     async def _say(self, statement: Statement | None) -> None:

@@ -50,7 +50,7 @@ class Roster(Protocol):
         ...
 
     def heard(self, sender: PeerId, statement: Want | Formed) -> None:
-        """Note what a peer said last. Raises `PeerError` where that is nonsense."""
+        """Note what a peer said last. Raises `PeerError` where that is nonsense, `ConfigError` where a user is mistaken."""
         ...
 
     def lost(self, peer: PeerId) -> None:
@@ -83,7 +83,7 @@ class StaticRoster:
 
     def heard(self, sender: PeerId, statement: Want | Formed) -> None:
         """Refuse: nothing is to be agreed on here."""
-        raise PeerError(sender, "it looks for a group, this peer has a list of all. Start all peers the same way.")
+        raise ConfigError(f"peer {short(sender)} looks for a group, this one has a list of all. Start all the same way.")
 
     def lost(self, peer: PeerId) -> None:
         """Keep the place of a peer that is gone."""

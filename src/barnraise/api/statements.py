@@ -18,6 +18,12 @@ class GaveUp(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unkn
     reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
 
 
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """The group goes on without this process of yours."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
+
+
 class Left(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
     """I am going, and shall not be back."""
 
@@ -37,7 +43,7 @@ class OfLinks(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
     message: Annotated[bytes, msgspec.Meta(max_length=MAX_WORD_BYTES)]
 
 
-Statement = Want | Formed | GaveUp | Left | Word | OfLinks
+Statement = Want | Formed | GaveUp | Refused | Left | Word | OfLinks
 
 encode = msgspec.msgpack.Encoder().encode
 decode_statement: Decoder[Statement] = Decoder(msgspec.msgpack.Decoder(Statement))

@@ -106,7 +106,7 @@ def test_a_list_has_nothing_to_agree_on() -> None:
     assert (roster.want(None), roster.want(1)) == (2, 1)
     with pytest.raises(ConfigError, match="0 peers cannot come"):
         roster.want(0)
-    with pytest.raises(PeerError, match="Start all peers the same way"):
+    with pytest.raises(ConfigError, match="Start all the same way"):
         roster.heard(ADA, Want(2))
 
 
