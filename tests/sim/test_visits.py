@@ -8,7 +8,7 @@ import pytest
 from barnraise.sim.books import check_exactly_once, log_of
 from barnraise.sim.faults import Crash, Cutoff, Depart, Fault, Join
 from barnraise.sim.world import Broken, World, simulate
-from barnraise.swarm.member import Member
+from barnraise.swarm.ballots import Ballots
 from barnraise.swarm.records import Cut, Regroup, Result, Void
 
 
@@ -152,6 +152,6 @@ def test_who_has_lost_its_disk_does_not_vote_again_on_what_it_voted_on() -> None
 
 
 def test_a_second_vote_of_who_has_lost_its_disk_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Member, "_abstain", lambda *anything: None)
+    monkeypatch.setattr(Ballots, "abstain", lambda *anything: None)
     with pytest.raises(Broken, match="two values were decided"):
         world_of(*AMNESIA, seed=3, rounds=3)

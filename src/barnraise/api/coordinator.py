@@ -270,15 +270,7 @@ class Coordinator:
     def _step(self, num_shards: int) -> None:
         state = self._state
         roots = self._workspace.step(state.attempt, state.exponents, state.config, state.round, num_shards)
-        self._stepped = Stepped(
-            round=state.round,
-            attempt=state.attempt,
-            aggregate_root=roots.aggregate,
-            theta_root=roots.theta,
-            momentum_root=roots.momentum,
-            exponents=roots.exponents,
-            unix_time=0,
-        )
+        self._stepped = roots.stepped(state.round, state.attempt)
 
     def _decoded(self, num_shards: int) -> Float32:
         """Return the aggregate's values."""

@@ -32,10 +32,11 @@ from barnraise.net.admission import (
 from barnraise.net.claims import DIAL_DEADLINE_S, DUPLICATE, Claim, Claims, same_key
 from barnraise.net.greeting import exchange, say_farewell
 from barnraise.net.hardened import ControlStream, HardenedHost, open_host
-from barnraise.net.links import Link, open_events
+from barnraise.net.linked import LinkedNetwork
+from barnraise.net.links import Link
 from barnraise.net.places import Places
 from barnraise.net.refusals import Refusals
-from barnraise.net.seam import NetworkEvent, PeerDown, PeerUp, Refused
+from barnraise.net.seam import PeerDown, PeerUp, Refused
 
 MET_ATTEMPTS: Final = 6
 """After so many in vain a peer seen on the local network is forgotten, until it is seen again."""
@@ -53,7 +54,7 @@ LEAVE_DEADLINE_S: Final = 1.0
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Libp2pNetwork:
+class Libp2pNetwork(LinkedNetwork):
     """The `Network` over libp2p. Made by `open_network`."""
 
     def __init__(
@@ -74,7 +75,7 @@ class Libp2pNetwork:
                 f"hello and run have {len(hello)} and {len(run)} bytes; the limits are {MAX_HELLO_BYTES} and "
                 f"{MAX_RUN_BYTES}"
             )
-        self.peer_id = identity.peer_id
+        super().__init__(identity.peer_id)
         self._cluster_key = cluster_key
         self._run, self._hello = run, hello
         self._authorise = authorise
@@ -82,12 +83,10 @@ class Libp2pNetwork:
         self._instance = secrets.token_bytes(INSTANCE_BYTES)
         self._host: HardenedHost | None = None
         self._nursery: trio.Nursery | None = None
-        self._events_in, self._events = open_events()
         self._leaving = False
         self._max_peers = max_peers
         self._connection_timeout_s = connection_timeout_s
         self._claims = Claims(self.peer_id, max(DIAL_DEADLINE_S, connection_timeout_s) + ADMISSION_DEADLINE_S)
-        self._links: dict[PeerId, Link] = {}
         self._seats: dict[ControlStream, PeerId] = {}
         """Who was told yes, linked or about to be; at most `max_peers` different ones."""
         self._refusals = Refusals({address.peer for address in bootstrap})
@@ -103,36 +102,12 @@ class Libp2pNetwork:
         return self._host.addresses if self._host else ()
 
     @property
-    def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:
-        """Everything that happens, in order. The node must keep draining it."""
-        return self._events
-
-    @property
     def refusals(self) -> Mapping[PeerId, str]:
         """Why peers that are not linked were not admitted, or did not admit us, in plain words."""
         return self._refusals.reasons
 
-    async def send(self, to: PeerId, message: bytes) -> None:
-        """Queue one message of at most ``MAX_MESSAGE_BYTES``.
-
-        Raises:
-            Unavailable: the peer is not connected, or its queue stayed full for the send deadline.
-            LocalError: the message is too long.
-        """
-        link = self._links.get(to)
-        if link is None:
-            raise Unavailable(f"peer {to} is not connected: {self.refusals.get(to, 'waiting for it')}")
-        await link.send(message)
-
-    def latency_s(self, peer: PeerId) -> float | None:
-        """Return the one-way latency to a connected peer as heartbeats found it; None before one was answered."""
-        link = self._links.get(peer)
-        return link.latency_s if link else None
-
-    def silent_s(self, peer: PeerId) -> float:
-        """Return for how many seconds a connected peer has not answered a heartbeat that it should have; 0: it does."""
-        link = self._links.get(peer)
-        return link.silent_s if link else 0.0
+    def _why_unlinked(self, peer: PeerId) -> str:
+        return self.refusals.get(peer) or super()._why_unlinked(peer)
 
     def meet(self, addresses: Iterable[PeerAddress]) -> None:
         """Dial peers that were seen on the local network; who does not answer is forgotten until it is seen again."""

@@ -16,13 +16,13 @@ import trio
 
 from barnraise.errors import LocalError, Unavailable
 from barnraise.ids import PeerId
-from barnraise.net.links import Link, open_events
+from barnraise.net.linked import LinkedNetwork
+from barnraise.net.links import Link
 from barnraise.net.memory_streams import MemoryStream, Pipe
 from barnraise.net.seam import (
     MAX_HEADER_BYTES,
     Arrived,
     LinkSpeed,
-    NetworkEvent,
     PeerDown,
     PeerUp,
     Sink,
@@ -82,41 +82,17 @@ class _Pipe(trio.abc.HalfCloseableStream):
             end._arriving.close()
 
 
-class MemoryNetwork:
+class MemoryNetwork(LinkedNetwork):
     """The `Network` of one peer on a medium. Made by `MemoryMedium.join`."""
 
     def __init__(self, peer: PeerId, hello: bytes) -> None:
-        self.peer_id = peer
+        super().__init__(peer)
         self.hello = hello
-        self._events_in, self._events = open_events()
-        self._links: dict[PeerId, Link] = {}
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """One made-up multiaddress."""
         return (f"/memory/0/p2p/{self.peer_id}",)
-
-    @property
-    def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:
-        """Everything that happens, in order. The node must keep draining it."""
-        return self._events
-
-    async def send(self, to: PeerId, message: bytes) -> None:
-        """Queue one message; raises `Unavailable` and `LocalError` as over libp2p."""
-        link = self._links.get(to)
-        if link is None:
-            raise Unavailable(f"peer {to} is not connected: waiting for it")
-        await link.send(message)
-
-    def latency_s(self, peer: PeerId) -> float | None:
-        """Return what heartbeats found, as over libp2p: the draws of a round trip, halved and averaged."""
-        link = self._links.get(peer)
-        return link.latency_s if link else None
-
-    def silent_s(self, peer: PeerId) -> float:
-        """Return for how many seconds a connected peer has not answered a heartbeat that it should have; 0: it does."""
-        link = self._links.get(peer)
-        return link.silent_s if link else 0.0
 
     async def carry(self, peer: PeerId, hello: bytes, pipe: _Pipe) -> None:
         """Carry one link until it is over."""

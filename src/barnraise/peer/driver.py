@@ -9,20 +9,17 @@ import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-from typing import Any, Final, TypeVar, assert_never
+from typing import Any, Final, assert_never
 
-import numpy as np
 import trio
 
-from barnraise.codec.grid import Float32
 from barnraise.collective import exchange
 from barnraise.config import PeerConfig
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
 from barnraise.errors import LocalError, PeerError, Unavailable
-from barnraise.ids import Digest, PeerId
-from barnraise.link.messages import Begin, Done, Failed, Finished, Initialised, Progress, Segment
+from barnraise.ids import PeerId
+from barnraise.link.messages import Done, Failed, Finished, Initialised, Progress
 from barnraise.link.process import TrainerEvent, TrainerGone, TrainerLink, TrainerUp
 from barnraise.net.seam import (
     MAX_MESSAGE_BYTES,
@@ -44,13 +41,13 @@ from barnraise.peer.faults import Drill
 from barnraise.peer.handover import Giver, Taker
 from barnraise.peer.keyring import Keyring, read_hello
 from barnraise.peer.links import LinkSurvey
+from barnraise.peer.orders import Orders
 from barnraise.peer.status import status_of
+from barnraise.peer.workbench import Workbench
 from barnraise.swarm import effects, messages
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.member import Member
-from barnraise.swarm.records import MICRO
-from barnraise.swarm.round import Stepped, Trained
-from barnraise.swarm.workspace import Part, Roots, Workspace
+from barnraise.swarm.workspace import Workspace
 
 TICK_S: Final = 0.25
 INBOX_EVENTS: Final = 1024
@@ -59,7 +56,6 @@ SEND_PATIENCE_S: Final = 0.05
 LINGER_S: Final = 20.0
 """A peer that is done waits this long for others that are a little behind and may need it."""
 
-T = TypeVar("T")
 Event = Callable[[float], list[Effect]]
 
 
@@ -91,12 +87,11 @@ class Driver:
         self._status_file = StatusFile(config.data_dir / STATUS_FILE)
         self._inbox_in, self._inbox = trio.open_memory_channel[Event | FetchedState](INBOX_EVENTS)
         self._token = trio.lowlevel.current_trio_token()
-        self._computing = trio.CapacityLimiter(1)
+        self._bench = Workbench(member, workspace)
         self._books = RoundBooks()
         self._drill = Drill()
         self._archive = Archive(store, blobs, self._drill)
-        self._order = 0
-        self._encoded_order = 0
+        self._orders = Orders(config.data_dir)
         self._done = trio.Event()
         self._finished_at: float | None = None
         self._bulk: Bulk | None = None
@@ -243,8 +238,7 @@ class Driver:
                 steps = self._member.work.plan.steps
                 self._events.emit("round.progress", round=event.round, step=event.step, steps=steps, loss=event.loss)
             case Done():
-                if event.order == self._order != self._encoded_order:
-                    self._encoded_order = event.order
+                if self._orders.is_news(event.order):
                     self._start(self._encode, event)
             case TrainerGone():
                 await (self._go() if event.hung_up else self.leave())
@@ -298,29 +292,11 @@ class Driver:
             await self._network.send(to, data)
 
     async def _train(self, effect: effects.Train) -> None:
-        plan, me = effect.plan, self._member.me
         self._books = RoundBooks(sent=self._total_sent(), received=self._total_received())
-        slot = plan.slots.get(me)
-        self._order += 1  # what was ordered before is not worth reporting, whether or not there is anything new
-        if slot is None:
-            return
-        work = Begin(
-            round=plan.round,
-            fragment=0,
-            order=self._order,
-            theta_path=str(self._archive.blobs.path(self._member.state.theta_root)),
-            update_path=str(self._update_file),
-            segments=slot,
-            steps=plan.steps,
-            first_step=plan.first_step,
-            total_steps=plan.total_steps,
-            seconds=plan.seconds,
-            num_members=len(plan.members),
-            snapshot_in=self._snapshot_before(plan.round),
-            snapshot_out=str(self._snapshot_file(plan.round + 1)),
-            evaluate=plan.evaluate.get(me, Segment(0, 0)),
-        )
-        await self._trainer.assign(work)
+        theta = self._archive.blobs.path(self._member.state.theta_root)
+        work = self._orders.give(effect.plan, self._member.me, theta)
+        if work is not None:
+            await self._trainer.assign(work)
 
     def _transfer(self, effect: effects.Transfer) -> None:
         if isinstance(effect.step, exchange.Aggregate):
@@ -349,73 +325,31 @@ class Driver:
     async def _encode(self, done: Done) -> None:
         """Put the trainer's update on the grid and report it."""
         self._books.trained()
-        state, num_shards = self._member.state, self._member.work.plan.num_shards
-        leaves = await self._compute(self._encode_file, state.exponents, done.round, num_shards)
-        trained = Trained(
-            round=done.round,
-            steps=done.steps,
-            samples=done.samples,
-            tokens=done.tokens,
-            train_loss=_micro(done.loss),
-            validation_loss=_micro(done.validation_nats / max(1, done.validation_tokens)),
-            validation_tokens=done.validation_tokens,
-            leaves=leaves,
-        )
+        trained = await self._bench.encode(done, self._orders.update_file)
         residual = self._workspace.residual_after
 
         def report(now: float) -> list[Effect]:
             # A regroup gives the same round other samples: what was trained before it is not what is asked for.
-            return self._member.trained(now, trained) if done.order == self._order else []
+            return self._member.trained(now, trained) if self._orders.is_newest(done.order) else []
 
         await self._post(report)
         if residual is not None:
             await self._archive.write_residual(residual)
 
-    def _encode_file(self, exponents: tuple[int, ...], round_: int, num_shards: int) -> tuple[Digest, ...]:
-        update = np.fromfile(self._update_file, dtype=np.float32)
-        if len(update) != self._workspace.size:
-            raise LocalError(f"the trainer's update has {len(update)} elements instead of {self._workspace.size}")
-        return self._workspace.encode(update, exponents, round_, num_shards)
-
     async def _aggregate(self, effect: effects.Transfer, shard: int, generation: int) -> None:
-        cut = self._member.state.cut
-        if cut is None or self._member.state.attempt != effect.attempt:
-            return
-        weights = [(PeerId(entry.member), entry.samples) for entry in cut.contributions]
-        part, me = Part(effect.round, shard, self._member.work.plan.num_shards), self._member.me
-
-        def order() -> bool:
-            self._workspace.aggregate(part, effect.attempt, weights, me)
-            return True
-
-        if await self._compute_for(generation, order):
+        if await self._bench.aggregate(effect, shard, generation):
             event = functools.partial(self._member.aggregated, round_=effect.round, attempt=effect.attempt, shard=shard)
             await self._post(event)
 
     async def _step(self, effect: effects.Step, generation: int) -> None:
         self._books.exchanged(self._total_sent(), self._total_received())
-        state, num_shards = self._member.state, self._member.work.plan.num_shards
-
-        def order() -> tuple[Roots, tuple[Float32, Float32]]:
-            roots = self._workspace.step(effect.attempt, state.exponents, state.config, effect.round, num_shards)
-            return roots, self._workspace.pending()
-
-        found = await self._compute_for(generation, order)
+        found = await self._bench.step(effect, generation)
         if found is None:
             return
-        roots, tensors = found
+        stepped, tensors = found
         self._books.stepped()
-        stepped = Stepped(
-            round=effect.round,
-            attempt=effect.attempt,
-            aggregate_root=roots.aggregate,
-            theta_root=roots.theta,
-            momentum_root=roots.momentum,
-            exponents=roots.exponents,
-            unix_time=int(time.time()),
-        )
         await self._post(functools.partial(self._member.stepped, stepped=stepped))
-        await self._archive.write_tensors(tensors, (roots.theta, roots.momentum))
+        await self._archive.write_tensors(tensors, (stepped.theta_root, stepped.momentum_root))
 
     async def _catch_up(self, effect: effects.CatchUp) -> None:
         self._taker.begin(effect)
@@ -431,7 +365,7 @@ class Driver:
     async def _adopt(self, fetched: FetchedState) -> list[Effect]:
         """Check a piece of a donor's state; with the last one make all of it ours."""
         try:
-            adoption = await self._compute(self._taker.take, fetched)
+            adoption = await self._bench.compute(self._taker.take, fetched)
         except (LocalError, PeerError) as error:
             return self._taker.refuse(fetched, error)
         if adoption is None:
@@ -441,7 +375,7 @@ class Driver:
         names = state.theta_root, state.momentum_root
         saved = adoption.height, adoption.log, adoption.vertices, adoption.tensors, names, adoption.residual
         self._start(self._archive.prune, await self._archive.save(*saved))
-        await self._compute(space.replace, *adoption.tensors, adoption.residual)
+        await self._bench.compute(space.replace, *adoption.tensors, adoption.residual)
         self.courier.enter(state.round)
         return self._member.caught_up(trio.current_time(), state)
 
@@ -464,15 +398,7 @@ class Driver:
         else:
             self._events.emit("run.left", reason=effect.reason, **fields)
 
-    # ---- threads, files, figures ------------------------------------------------------------------------------
-
-    async def _compute(self, order: Callable[..., T], *arguments: Any) -> T:
-        """Run arithmetic in a worker thread, one order at a time."""
-        return await trio.to_thread.run_sync(order, *arguments, limiter=self._computing)
-
-    async def _compute_for(self, generation: int, order: Callable[[], T]) -> T | None:
-        """Run arithmetic for a round, unless that round is over by the time it is its turn; then return None."""
-        return await self._compute(lambda: order() if self._workspace.generation == generation else None)
+    # ---- tasks and figures ------------------------------------------------------------------------------------
 
     def _start(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         if self._nursery is None:
@@ -484,21 +410,6 @@ class Driver:
         if self._bulk is None:
             raise LocalError("the driver does not run")
         return self._bulk
-
-    @property
-    def _update_file(self) -> Path:
-        return self._config.data_dir / "update.f32"
-
-    def _snapshot_file(self, round_: int) -> Path:
-        return self._config.data_dir / "trainer" / f"round-{round_:08d}.safetensors"
-
-    def _snapshot_before(self, round_: int) -> str:
-        """Return the newest snapshot of the trainer's state not newer than a round's start; "" if there is none."""
-        latest = self._snapshot_file(round_)
-        found = sorted(file for file in latest.parent.glob("round-*.safetensors") if file <= latest)
-        for old in found[:-2]:
-            old.unlink(missing_ok=True)
-        return str(found[-1]) if found else ""
 
     def _report_committed(self, effect: effects.Commit) -> None:
         fields = self._books.committed(effect, self._total_sent(), self._total_received())
@@ -514,8 +425,3 @@ class Driver:
 
     def _total_received(self) -> int:
         return self._plane.bytes_received
-
-
-def _micro(value: float) -> int:
-    """Return a loss in micro-nats; the trainer has refused what is not finite."""
-    return round(value * MICRO)

@@ -28,7 +28,7 @@ from barnraise.swarm import effects, messages
 from barnraise.swarm.adopt import adopt
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.messages import Message, StateWanted
-from barnraise.swarm.round import Stepped, Trained
+from barnraise.swarm.round import Trained
 from barnraise.swarm.slots import Segment
 from barnraise.swarm.workspace import Part, as_bytes, root_of
 
@@ -419,15 +419,7 @@ class World:
         roots = node.workspace.step(
             effect.attempt, state.exponents, self.config, effect.round, node.member.work.plan.num_shards
         )
-        stepped = Stepped(
-            round=effect.round,
-            attempt=effect.attempt,
-            aggregate_root=roots.aggregate,
-            theta_root=roots.theta,
-            momentum_root=roots.momentum,
-            exponents=roots.exponents,
-            unix_time=int(self.now),
-        )
+        stepped = roots.stepped(effect.round, effect.attempt, int(self.now))
         self._event(node, lambda: node.member.stepped(self.now, stepped))
 
     def _commit(self, node: Node, effect: effects.Commit) -> None:

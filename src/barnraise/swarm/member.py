@@ -1,7 +1,7 @@
 """One member of a run as a state machine without I/O: everything it hears goes in, what it wants done comes out.
 
-Theory of operation. The log alternates between a round's cut and its result (`state.py`). `Voting` decides each
-height; this machine trains, commits, proposes what it may, judges what others propose, and moves on.
+Theory of operation. The log alternates between a round's cut and its result (`state.py`). `Ballots` proposes, judges and
+votes on each height; this machine trains, commits, exchanges shards (`deliveries.py`), and moves on.
 
     phase      leaves it when                              to
     GATHER     every member was seen, or long enough       TRAIN, or SHORT of members
@@ -35,17 +35,14 @@ how far they are, and abstains until the entry after that, or until it is clear 
 from collections.abc import Sequence
 from typing import assert_never
 
-import msgspec
-
-from barnraise.collective import exchange
 from barnraise.consensus import voting
-from barnraise.consensus.seniority import is_quorum
-from barnraise.consensus.voting import BallotMessage, Decision, Persisted, Sign, Verify, Voting
-from barnraise.errors import LocalError, PeerError
+from barnraise.consensus.voting import BallotMessage, Decision, Persisted, Sign, Verify
+from barnraise.errors import PeerError
 from barnraise.ids import PeerId
-from barnraise.swarm import effects, proposals, records, speech
+from barnraise.swarm import deliveries, effects, records, speech
 from barnraise.swarm import round as rounds
 from barnraise.swarm.abstention import Abstention
+from barnraise.swarm.ballots import Ballots
 from barnraise.swarm.donors import Donors
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.mailbox import Mailbox
@@ -53,8 +50,9 @@ from barnraise.swarm.messages import Commit, Genesis, GenesisWanted, Links, Mess
 from barnraise.swarm.pace import Pace
 from barnraise.swarm.presence import Presence
 from barnraise.swarm.records import Cut, Regroup, Result
+from barnraise.swarm.replies import reply
 from barnraise.swarm.round import Phase, Stepped, Trained
-from barnraise.swarm.state import State, apply, check_follows, follow
+from barnraise.swarm.state import State, apply
 
 HEARTBEAT_S = 1.0
 MAX_BEHIND = 4
@@ -90,17 +88,24 @@ class Member:
         self.work = rounds.new_work(state)
         self.presence = Presence(me=me, timeout_s=peer_timeout_s, started_at=now)
         self.is_hollow = is_hollow
-        self._abstention = Abstention(patience_s=peer_timeout_s, is_fresh=is_fresh)
         self._leaves_after: int | None = None
         self._leaves_openly = False
         self._sign = sign
         self._verify = verify
-        self._voting = self._new_voting(ballot)
-        self._judging: tuple[int, bytes] | None = None
         self._owed: Decision | None = None
         self._mailbox = Mailbox(state.height, recent)
-        self._view = 0
         self._pace = Pace(rules=state.config.round, phase_since=now, view_since=now)
+        self._ballots = Ballots(
+            state=state,
+            work=self.work,
+            presence=self.presence,
+            pace=self._pace,
+            mailbox=self._mailbox,
+            abstention=Abstention(patience_s=peer_timeout_s, is_fresh=is_fresh),
+            sign=sign,
+            verify=verify,
+            ballot=ballot,
+        )
         self._next_heartbeat = now
         self._next_repeat = now + REPEAT_S
         self._waiting_reason = ""
@@ -113,15 +118,13 @@ class Member:
         """Note an admitted peer; tell it what we said last, which it may have missed."""
         self.presence.up(peer, now)
         again: list[Effect] = [effects.Send(to=peer, message=message) for message in (self._status(), *self._said())]
-        if self.work.exchange:
-            again += self._transfers(now, self.work.exchange.peer_up(peer))
+        again += self._exchanged(now, deliveries.peer_up(self.state, self.work, peer))
         return again + self._advance(now)
 
     def peer_down(self, now: float, peer: PeerId) -> list[Effect]:
         """Note that a peer's connection is gone."""
         self.presence.down(peer)
-        found = self._transfers(now, self.work.exchange.peer_down(peer)) if self.work.exchange else []
-        return found + self._advance(now)
+        return self._exchanged(now, deliveries.peer_down(self.state, self.work, peer)) + self._advance(now)
 
     def leave(self, now: float, *, after_round: int | None = None) -> list[Effect]:
         """Finish the round, or ``after_round``, and go; at once where nothing is to be finished.
@@ -158,34 +161,15 @@ class Member:
 
     def update_arrived(self, now: float, round_: int, sender: PeerId, shard: int, leaf: bytes) -> list[Effect]:
         """A shard of a member's update is here; ``leaf`` is its hash, which its commitment must hold."""
-        if round_ != self.state.round:
-            return []
-        self.work.updates_arrived[sender, shard] = leaf
-        return self._take_update(now, sender, shard)
-
-    def _take_update(self, now: float, sender: PeerId, shard: int) -> list[Effect]:
-        promise = self.work.promises.get(sender)
-        if self.work.exchange is None or promise is None:
-            return []
-        if promise.message.leaves[shard] != self.work.updates_arrived[sender, shard]:
-            reason = f"shard {shard} of round {self.state.round} is not what it committed to"
-            return [effects.Report(event="peer.refused", fields={"peer": sender, "reason": reason})]
-        return self._transfers(now, self.work.exchange.update_arrived(sender, shard))
+        return self._exchanged(now, deliveries.update_arrived(self.state, self.work, round_, sender, shard, leaf))
 
     def aggregate_arrived(self, now: float, round_: int, attempt: int, shard: int) -> list[Effect]:
         """A finished shard is here."""
-        if round_ != self.state.round or attempt < self.state.attempt:
-            return []
-        self.work.aggregates_arrived.add((attempt, shard))
-        if self.work.exchange is None or attempt != self.state.attempt:
-            return []
-        return self._transfers(now, self.work.exchange.aggregate_arrived(shard))
+        return self._exchanged(now, deliveries.aggregate_arrived(self.state, self.work, round_, attempt, shard))
 
     def aggregated(self, now: float, round_: int, attempt: int, shard: int) -> list[Effect]:
         """A shard of ours is aggregated."""
-        if self.work.exchange is None or (round_, attempt) != (self.state.round, self.state.attempt):
-            return []
-        return self._transfers(now, self.work.exchange.aggregated(shard))
+        return self._exchanged(now, deliveries.aggregated(self.state, self.work, round_, attempt, shard))
 
     def stepped(self, now: float, stepped: Stepped) -> list[Effect]:
         """The copy has stepped."""
@@ -204,7 +188,7 @@ class Member:
             self._resume(now)
             return self._advance(now)
         self.is_hollow = False
-        self._abstain(now, state.height)
+        self._ballots.abstain(now, state.height)
         self._move_to(state, now)
         found = self._begin_round(now) + self._ask_for_missing()
         # Said at once: the members let us in while we are this far, and the next heartbeat may come rounds later.
@@ -240,16 +224,8 @@ class Member:
                 found += self._on_commit(sender, message)
             case Status():
                 found += self._on_status(now, sender, message)
-            case Want():
-                found += self._on_want(sender, message)
-            case GenesisWanted():
-                found.append(effects.Send(to=sender, message=Genesis(config=speech.shared_config(self.state))))
-            case Genesis():
-                pass  # only who does not know the run yet asks for it, and asks without this machine
-            case Links():
-                self._on_links(sender, message)
-            case StateWanted():
-                found.append(effects.SendState(to=sender, height=message.height, is_hollow=message.is_hollow))
+            case Want() | GenesisWanted() | Genesis() | Links() | StateWanted():
+                found += reply(self.state, self.work, self._mailbox, self.presence, sender, message)
             case voting.Propose() | voting.Accept() | voting.Change() | voting.Decided():
                 found += self._on_ballot(now, sender, message)
             case _:
@@ -259,7 +235,7 @@ class Member:
     # ---- what came in -----------------------------------------------------------------------------------------
 
     def _on_commit(self, sender: PeerId, message: Commit) -> list[Effect]:
-        round_ = _round_of(sender, message)
+        round_ = rounds.round_of(sender, message)
         if round_ == self.state.round + 1:
             self._mailbox.keep(sender, message)
         if round_ != self.state.round or self.phase in (Phase.OVER, Phase.SHORT):
@@ -284,7 +260,7 @@ class Member:
         if self.is_hollow or self.phase is Phase.OVER:
             return []
         if message.height > self.state.height:
-            self._abstain(now, message.height)
+            self._ballots.abstain(now, message.height)
         behind = message.height - self.state.height
         if behind <= 0 or self._owed or self.phase is Phase.BEHIND or self._donors.is_shunned(sender, now):
             return []
@@ -292,41 +268,10 @@ class Member:
             return self._catch_up(now, sender)
         return [effects.Send(to=sender, message=Want(height=self.state.height, round=self.state.round, commitments=()))]
 
-    def _on_links(self, sender: PeerId, message: Links) -> None:
-        """Note what a member says of its links, if it is about the members that we know: if not, it is told again."""
-        if message.epoch != self.state.epoch or sender not in self.state.peers:
-            return
-        counts = len(message.row.latencies_us), len(message.row.bandwidths_kb_s)
-        if counts != (len(self.state.members),) * 2:
-            said = (
-                f"told {counts[0]} latencies and {counts[1]} bandwidths of links to {len(self.state.members)} members"
-            )
-            raise PeerError(sender, said)
-        self.presence.note_links(sender, message.epoch, message.row)
-
-    def _on_want(self, sender: PeerId, message: Want) -> list[Effect]:
-        found: list[Effect] = []
-        decided = self._mailbox.decided(message.height)
-        if decided:
-            found.append(effects.Send(to=sender, message=decided))
-        if message.round == self.state.round:
-            asked = set(message.commitments)
-            known = [promise.message for peer, promise in sorted(self.work.promises.items()) if peer in asked]
-            found += [effects.Send(to=sender, message=commit) for commit in known]
-        return found
-
     def _on_ballot(self, now: float, sender: PeerId, message: BallotMessage) -> list[Effect]:
         if self.phase is Phase.OVER and message.height >= self.state.height:
             return []
-        if message.height > self.state.height:
-            if sender in self.state.peers:  # who has joined since says it again
-                self._mailbox.keep(sender, message)
-            return []
-        if message.height < self.state.height:
-            decided = self._mailbox.decided(message.height)
-            is_late = not isinstance(message, voting.Decided | voting.Accept)
-            return [effects.Send(to=sender, message=decided)] if decided and is_late else []
-        return self._vote(now, self._voting.receive(sender, message))
+        return self._agree(now, self._ballots.receive(now, sender, message))
 
     # ---- moving on --------------------------------------------------------------------------------------------
 
@@ -340,10 +285,13 @@ class Member:
             return self._fill(now)
         if self.phase is Phase.GATHER:
             return self._gather(now)
-        if self._abstention.is_over(self.state.height, now):
-            self._voting = self._new_voting(None)
-        found = self._start_exchange(now) + self._judge(now)
-        found += self._propose(now) + self._impatience(now) + self._settle_owed(now)
+        self._ballots.stop_abstaining(now)
+        found = self._start_exchange(now) + self._agree(now, self._ballots.judge(now))
+        if self._is_voting:
+            found += self._agree(now, self._ballots.propose(now, is_leaving=self._leaves_openly))
+        if self._is_voting:
+            found += self._agree(now, self._ballots.doubt(now))
+        found += self._settle_owed(now)
         return found + self._say_if_waiting()
 
     def _gather(self, now: float) -> list[Effect]:
@@ -358,95 +306,31 @@ class Member:
         willing = [peer for peer in self.presence.donors() if not self._donors.is_shunned(peer, now)]
         return self._catch_up(now, willing[0]) if willing and self.phase is not Phase.BEHIND else []
 
-    def _propose(self, now: float) -> list[Effect]:
-        if self._owed or self.phase is Phase.BEHIND:
-            return []
-        if self.state.cut is None:
-            self._pace.note_enough(now, proposals.is_enough(self.state, self.work, self.presence, now))
-        if not self._voting.may_propose:
-            return []
-        if self._voting.bound_value:
-            return self._vote(now, self._voting.propose(b""))
-        event = proposals.due(self.state, self.work, self.presence, self._pace, now, is_leaving=self._leaves_openly)
-        return self._vote(now, self._voting.propose(records.encode(event))) if event else []
-
-    def _judge(self, now: float) -> list[Effect]:
-        """Approve the value that is up for a vote, once we can see that it is right."""
-        if self._judging is None:
-            return []
-        view, value = self._judging
-        try:
-            event = records.decode_event.decode(value)
-            check_follows(self.state, event)
-        except (msgspec.DecodeError, msgspec.ValidationError, LocalError):
-            self._judging = None
-            return []
-        if not proposals.agrees(self.state, self.work, event):
-            return []
-        self._judging = None
-        return self._vote(now, self._voting.approve(view))
-
-    def _impatience(self, now: float) -> list[Effect]:
-        """Vote out a leader that is down or overdue."""
-        if self._owed or self.phase is Phase.BEHIND or self.me not in self.state.peers:
-            return []
-        down = self.presence.down_among(self.state.peers, now)
-        view, has_cut = self._voting.promised, self.state.cut is not None
-        if self._voting.leader not in down and not self._pace.leader_is_overdue(now, view, has_cut=has_cut):
-            return []
-        if not is_quorum(self.state.peers, set(self.state.peers) - down):
-            return []
-        return self._vote(now, self._voting.suspect(down))
+    @property
+    def _is_voting(self) -> bool:
+        """Tell whether the next entry is open, and ours to vote on."""
+        return self._owed is None and self.phase is not Phase.BEHIND
 
     def _start_exchange(self, now: float) -> list[Effect]:
-        cut = self.state.cut
-        if cut is None or self.work.exchange or rounds.unknown_contributions(self.work, cut):
+        begun = deliveries.begin(self.state, self.work, self.me)
+        if begun is None:
             return []
-        self.work.exchange = exchange.Exchange(
-            contributors=[PeerId(entry.member) for entry in cut.contributions],
-            members=self.state.peers,
-            num_shards=self.work.plan.num_shards,
-            me=self.me,
-        )
         self._enter(Phase.EXCHANGE, now)
-        found = self._transfers(now, self.work.exchange.begin())
-        for sender, shard in sorted(self.work.updates_arrived):
-            found += self._take_update(now, sender, shard)
-        for attempt, shard in sorted(self.work.aggregates_arrived):
-            if attempt == self.state.attempt:
-                found += self._transfers(now, self.work.exchange.aggregate_arrived(shard))
-        return found
+        return self._exchanged(now, begun)
 
-    def _transfers(self, now: float, steps: Sequence[exchange.Effect]) -> list[Effect]:
-        found: list[Effect] = []
-        for step in steps:
-            if isinstance(step, exchange.Complete):
-                self._enter(Phase.STEP, now)
-                found.append(effects.Step(round=self.state.round, attempt=self.state.attempt))
-            else:
-                found.append(effects.Transfer(round=self.state.round, attempt=self.state.attempt, step=step))
+    def _exchanged(self, now: float, found: list[Effect]) -> list[Effect]:
+        """Step, once the exchange asks for it."""
+        if any(isinstance(effect, effects.Step) for effect in found):
+            self._enter(Phase.STEP, now)
         return found
 
     # ---- agreement --------------------------------------------------------------------------------------------
 
-    def _vote(self, now: float, asked: Sequence[voting.Effect]) -> list[Effect]:
+    def _agree(self, now: float, voted: Sequence[Effect | Decision]) -> list[Effect]:
+        """Do what our votes ask for, and what is decided by them."""
         found: list[Effect] = []
-        if self._voting.promised != self._view:
-            self._view, self._pace.view_since = self._voting.promised, now
-        for effect in asked:
-            match effect:
-                case voting.Broadcast():
-                    found.append(effects.Broadcast(message=effect.message))
-                case voting.Persist():
-                    self._abstention.voted()
-                    found.append(effects.PersistBallot(record=effect.record))
-                case voting.Judge():
-                    self._judging = (effect.view, effect.value)
-                    found += self._judge(now)
-                case Decision():
-                    found += self._decided(now, effect)
-                case _:
-                    assert_never(effect)
+        for effect in voted:
+            found += self._decided(now, effect) if isinstance(effect, Decision) else [effect]
         return found
 
     def _decided(self, now: float, decision: Decision) -> list[Effect]:
@@ -469,27 +353,13 @@ class Member:
 
     def _conclude(self, now: float, decision: Decision) -> list[Effect]:
         """Step, if our copy is what was agreed; otherwise give it time to become so."""
-        event = records.decode_event.decode(decision.value)
-        stepped, cut = self.work.stepped, self.state.cut
-        if not isinstance(event, Result) or cut is None:
-            raise LocalError("a round was concluded without its cut")
-        if stepped is None or stepped.attempt != event.attempt or stepped.theta_root != event.theta_root:
+        commit = rounds.conclude(self.state, self.work, self.me, decision)
+        if commit is None:
             if self._owed is None:
                 self._owed, self._pace.view_since = decision, now
             return []
         self._owed = None
-        after, vertex = follow(self.state, event)
-        if vertex is None:
-            raise LocalError("a result certified no vertex")
-        commit = effects.Commit(
-            height=self.state.height,
-            event=event,
-            decision=decision,
-            state=after,
-            vertex=vertex,
-            contributed=self.me in {entry.member for entry in cut.contributions},
-        )
-        self._move_to(after, now)
+        self._move_to(commit.state, now)
         return [commit, *(self._depart(now) or [*self._begin_round(now), *self._replay_early(now)])]
 
     def _settle_owed(self, now: float) -> list[Effect]:
@@ -530,9 +400,7 @@ class Member:
         else:
             self.work = rounds.new_work(state)
         self.state = state
-        self._voting = self._new_voting(None)
-        self._view = 0
-        self._judging = None
+        self._ballots.next_entry(state, self.work)
         self._owed = None
         self._pace.next_entry(now)
 
@@ -545,14 +413,8 @@ class Member:
             self._enter(Phase.SHORT, now)
             return []
         self._enter(Phase.TRAIN, now)
-        plan = self.work.plan
-        fields: dict[str, object] = {
-            "round": plan.round,
-            "members": list(plan.members),
-            "first_sample": min((s.first for slot in plan.slots.values() for s in slot), default=0),
-            "samples": sum(s.count for slot in plan.slots.values() for s in slot),
-        }
-        return [effects.Report(event="round.planned", fields=fields), effects.Train(plan=plan)]
+        planned = effects.Report(event="round.planned", fields=speech.planned(self.work.plan))
+        return [planned, effects.Train(plan=self.work.plan)]
 
     def _depart(self, now: float) -> list[Effect]:
         """Go, if we want to and there is nothing left for us to finish."""
@@ -576,23 +438,6 @@ class Member:
             elif isinstance(message, BallotMessage):
                 found += self._on_ballot(now, sender, message)
         return found
-
-    def _new_voting(self, ballot: Persisted | None) -> Voting:
-        fresh = Voting(
-            height=self.state.height,
-            members=self.state.peers,
-            me=PeerId("") if self._abstention.covers(self.state.height) else self.me,
-            sign=self._sign,
-            verify=self._verify,
-        )
-        if ballot and ballot.height == self.state.height:
-            fresh.restore(ballot)
-        return fresh
-
-    def _abstain(self, now: float, height: int) -> None:
-        """Cast no vote up to this height, if our disk may have forgotten one."""
-        if self.me in self.state.peers and self._abstention.heard(height, now):
-            self._voting = self._new_voting(None)
 
     def _resume(self, now: float) -> None:
         """Take up the round where its books say it is."""
@@ -626,13 +471,13 @@ class Member:
         """Return what we said last, for those that may have missed it."""
         if self.phase is Phase.OVER:
             return []
-        said: list[Message] = list(self._voting.repeat())
+        said: list[Message] = list(self._ballots.repeat())
         if self.me in self.work.promises and self.state.cut is None:
             said.append(self.work.promises[self.me].message)
         return said
 
     def _ask_for_missing(self) -> list[Effect]:
-        missing = speech.missing_commitments(self.state, self.work, self._judging[1] if self._judging else b"")
+        missing = speech.missing_commitments(self.state, self.work, self._ballots.proposed)
         if not missing:
             return []
         want = Want(height=self.state.height, round=self.state.round, commitments=missing)
@@ -645,10 +490,3 @@ class Member:
             return []
         self._waiting_reason = reason
         return [effects.Report(event="peer.waiting", fields={"reason": reason or "enough members are back"})]
-
-
-def _round_of(sender: PeerId, message: Commit) -> int:
-    try:
-        return records.decode_commitment.decode(message.commitment.record).round
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise PeerError(sender, f"sent a malformed commitment: {error}", message.commitment.record) from error

@@ -12,14 +12,14 @@ from barnraise.codec.chain import codec_of
 from barnraise.collective.exchange import Exchange
 from barnraise.collective.shards import root
 from barnraise.consensus.seniority import is_quorum
-from barnraise.consensus.voting import Sign, Verify
+from barnraise.consensus.voting import Decision, Sign, Verify
 from barnraise.errors import LocalError, PeerError
 from barnraise.ids import DIGEST_BYTES, EMPTY_DIGEST, Digest, PeerId
-from barnraise.swarm import records
+from barnraise.swarm import effects, records
 from barnraise.swarm.messages import Commit
 from barnraise.swarm.plan import RoundPlan, plan
 from barnraise.swarm.records import Commitment, Contribution, Cut, Metrics, Regroup, Result, Signed, Void
-from barnraise.swarm.state import MAX_SAMPLES, State, apply
+from barnraise.swarm.state import MAX_SAMPLES, State, apply, follow
 
 COMMIT_CONTEXT = "barnraise 1 commitment"
 
@@ -125,11 +125,7 @@ def check_commitment(state: State, work: Work, sender: PeerId, message: Commit, 
     Raises:
         PeerError: its signature, its round, its grid or its claims do not hold.
     """
-    signed = message.commitment
-    try:
-        commitment = records.decode_commitment.decode(signed.record)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise PeerError(sender, f"sent a malformed commitment: {error}", signed.record) from error
+    signed, commitment = message.commitment, _decoded(sender, message)
     member = PeerId(commitment.member)
     complaint = _complaint(state, work, message, commitment)
     if not complaint and not verify(member, COMMIT_CONTEXT, signed.record, signed.signature):
@@ -137,6 +133,18 @@ def check_commitment(state: State, work: Work, sender: PeerId, message: Commit, 
     if complaint:
         raise PeerError(member, f"commitment to round {commitment.round} refused: {complaint}", signed.record)
     return Promise(message=message, commitment=commitment, digest=records.digest(signed.record))
+
+
+def round_of(sender: PeerId, message: Commit) -> int:
+    """Return the round that a commitment is of. Raises `PeerError` where it is none."""
+    return _decoded(sender, message).round
+
+
+def _decoded(sender: PeerId, message: Commit) -> Commitment:
+    try:
+        return records.decode_commitment.decode(message.commitment.record)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise PeerError(sender, f"sent a malformed commitment: {error}", message.commitment.record) from error
 
 
 def _complaint(state: State, work: Work, message: Commit, commitment: Commitment) -> str:
@@ -299,6 +307,27 @@ def is_valid_result(state: State, work: Work, stepped: Stepped, proposed: Result
         left=tuple(PeerId(peer) for peer in proposed.left),
     )
     return ours == proposed
+
+
+def conclude(state: State, work: Work, me: PeerId, decision: Decision) -> effects.Commit | None:
+    """Return the end of the round that a decision is the result of; None: our own copy is not what was agreed."""
+    event = records.decode_event.decode(decision.value)
+    stepped, cut = work.stepped, state.cut
+    if not isinstance(event, Result) or cut is None:
+        raise LocalError("a round was concluded without its cut")
+    if stepped is None or stepped.attempt != event.attempt or stepped.theta_root != event.theta_root:
+        return None
+    after, vertex = follow(state, event)
+    if vertex is None:
+        raise LocalError("a result certified no vertex")
+    return effects.Commit(
+        height=state.height,
+        event=event,
+        decision=decision,
+        state=after,
+        vertex=vertex,
+        contributed=me in {entry.member for entry in cut.contributions},
+    )
 
 
 def _with_vertex(state: State, draft: Result) -> Result:

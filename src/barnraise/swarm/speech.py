@@ -9,6 +9,7 @@ from barnraise.consensus.seniority import explain, is_quorum
 from barnraise.ids import PeerId, short
 from barnraise.swarm import records
 from barnraise.swarm import round as rounds
+from barnraise.swarm.plan import RoundPlan
 from barnraise.swarm.presence import Presence
 from barnraise.swarm.records import Cut
 from barnraise.swarm.round import Work
@@ -25,6 +26,17 @@ def missing_commitments(state: State, work: Work, proposed: bytes) -> tuple[str,
             return ()
         cut = event if isinstance(event, Cut) else None
     return rounds.unknown_contributions(work, cut) if cut else ()
+
+
+def planned(plan: RoundPlan) -> dict[str, object]:
+    """Return what a user is told of a round that begins."""
+    segments = [segment for slot in plan.slots.values() for segment in slot]
+    return {
+        "round": plan.round,
+        "members": list(plan.members),
+        "first_sample": min((segment.first for segment in segments), default=0),
+        "samples": sum(segment.count for segment in segments),
+    }
 
 
 def why_behind(state: State, work: Work) -> str:

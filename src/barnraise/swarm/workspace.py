@@ -32,6 +32,7 @@ from barnraise.errors import LocalError
 from barnraise.ids import Digest, PeerId
 from barnraise.outer.average import average
 from barnraise.outer.strategy import Strategy, strategy_of
+from barnraise.swarm.round import Stepped
 
 TENSOR_CONTEXT = "barnraise 1 tensor"
 
@@ -66,6 +67,18 @@ class Roots:
     momentum: Digest
     exponents: tuple[int, ...]
     """The next round's grid."""
+
+    def stepped(self, round_: int, attempt: int, unix_time: int = 0) -> Stepped:
+        """Return what a member reports of it."""
+        return Stepped(
+            round=round_,
+            attempt=attempt,
+            aggregate_root=self.aggregate,
+            theta_root=self.theta,
+            momentum_root=self.momentum,
+            exponents=self.exponents,
+            unix_time=unix_time,
+        )
 
 
 def root_of(vector: Float32) -> Digest:

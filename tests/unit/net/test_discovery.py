@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,8 @@ from barnraise.net import discovery
 from barnraise.net.announcement import Announcement, cluster_tag, instance_of, response
 from barnraise.net.discovery import announce, look
 
-PATIENCE_S = 20
+from .hosts import PATIENCE_S, until
+
 KEY = ClusterKey(os.urandom(32))  # other tests on this machine may use the same group
 TAG = cluster_tag(KEY)
 RUN = RunId(bytes(32))
@@ -35,12 +36,6 @@ ONE, TWO, THREE = announcement(1), announcement(2), announcement(3)
 
 
 def nothing(seen: Announcement) -> None: ...
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  # what is waited for sets no event
-            await trio.sleep(0.01)
 
 
 async def look_for(count: int) -> list[Announcement]:

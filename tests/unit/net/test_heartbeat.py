@@ -1,7 +1,8 @@
 """Heartbeats: what answers say of a link, and what becomes of a peer that floods, lies or never answers."""
 
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -159,48 +160,62 @@ async def test_who_pings_and_takes_no_answer_costs_no_memory(autojump_clock: Moc
     assert "pings" in reasons[0] or "took nothing" in reasons[0]
 
 
-async def test_a_ping_is_answered_at_once_with_its_nonce_behind_what_is_queued(autojump_clock: MockClock) -> None:
-    near, far = memory_stream_pair()
+@asynccontextmanager
+async def running(near: trio.abc.HalfCloseableStream) -> AsyncIterator[Link]:
+    """Run a link over one end of a connection for as long as the block lasts."""
     events_in, _events = links.open_events()
     link = Link(BOB, b"", near, lambda payload: None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.run, events_in)
+        yield link
+        link.close("enough")
+
+
+async def test_a_ping_is_answered_at_once_with_its_nonce_behind_what_is_queued(autojump_clock: MockClock) -> None:
+    near, far = memory_stream_pair()
+    async with running(near):
         await far.send_all(frame(bytes([PING]) + b"nonce..1") + frame(bytes([PING]) + b"nonce..2"))
         assert await receive_frame(far, 100) == bytes([PONG]) + b"nonce..1"
         assert await receive_frame(far, 100) == bytes([PONG]) + b"nonce..2"
         assert trio.current_time() == pytest.approx(0.0)
-        link.close("enough")
+
+
+async def pings(seconds: float, *, are_answered: bool) -> tuple[list[float], float | None]:
+    """Return when a link pings within so many seconds, and the latency that it has found by then."""
+    near, far = memory_stream_pair()
+    times: list[float] = []
+    async with running(near) as link:
+        began = trio.current_time()
+        with trio.move_on_after(seconds):
+            while True:
+                kind, *nonce = await receive_frame(far, 100)
+                assert kind == PING
+                times.append(trio.current_time() - began)
+                if are_answered:
+                    await far.send_all(frame(bytes([PONG, *nonce])))
+    return times, link.latency_s
 
 
 async def test_pings_come_in_haste_first_and_stop_where_nobody_answers(autojump_clock: MockClock) -> None:
-    near, far = memory_stream_pair()
-    events_in, _events = links.open_events()
-    link = Link(BOB, b"", near, lambda payload: None)
-    times: list[float] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(link.run, events_in)
-        began = trio.current_time()
-        with trio.move_on_after(100.0):
-            while True:
-                assert (await receive_frame(far, 100))[0] == PING
-                times.append(trio.current_time() - began)
-        link.close("enough")
+    times, latency_s = await pings(100.0, are_answered=False)
     assert times == pytest.approx([0.25 * number for number in range(1, 9)])
-    assert link.latency_s is None
+    assert latency_s is None
+
+
+async def test_pings_that_are_answered_become_seldom(autojump_clock: MockClock) -> None:
+    times, latency_s = await pings(10.0, are_answered=True)
+    assert times == pytest.approx([*(HASTE_S * number for number in range(1, WINDOW + 1)), 4.0, 6.0, 8.0])
+    assert latency_s == pytest.approx(0.0)
 
 
 async def test_a_link_that_is_busy_is_not_pinged_and_loses_nothing(autojump_clock: MockClock) -> None:
     near, _far = trio.testing.lockstep_stream_pair()
-    events_in, _events = links.open_events()
-    link = Link(BOB, b"", near, lambda payload: None)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(link.run, events_in)
+    async with running(near) as link:
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(links.MAX_UNSENT_MESSAGES + 1):
             await link.send(b"")
         await trio.sleep(links.WRITE_DEADLINE_S / 2)
         assert link._outbox.statistics().current_buffer_used == links.MAX_UNSENT_MESSAGES
-        link.close("enough")
 
 
 async def test_both_ends_of_a_link_in_memory_learn_its_latency(autojump_clock: MockClock) -> None:
@@ -219,32 +234,10 @@ async def test_both_ends_of_a_link_in_memory_learn_its_latency(autojump_clock: M
         assert alice.latency_s(BOB) is None
 
 
-async def test_pings_that_are_answered_become_seldom(autojump_clock: MockClock) -> None:
-    near, far = memory_stream_pair()
-    events_in, _events = links.open_events()
-    link = Link(BOB, b"", near, lambda payload: None)
-    times: list[float] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(link.run, events_in)
-        began = trio.current_time()
-        with trio.move_on_after(10.0):
-            while True:
-                kind, *nonce = await receive_frame(far, 100)
-                assert kind == PING
-                times.append(trio.current_time() - began)
-                await far.send_all(frame(bytes([PONG, *nonce])))
-        link.close("enough")
-    assert times == pytest.approx([*(HASTE_S * number for number in range(1, WINDOW + 1)), 4.0, 6.0, 8.0])
-    assert link.latency_s == pytest.approx(0.0)
-
-
 async def test_a_ping_goes_with_what_is_sent_anyhow_and_before_it(autojump_clock: MockClock) -> None:
     near, far = memory_stream_pair()
-    events_in, _events = links.open_events()
-    link = Link(BOB, b"", near, lambda payload: None)
     kinds: list[int] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(link.run, events_in)
+    async with running(near) as link:
         await trio.sleep(WINDOW * HASTE_S + 0.1)
         for _ in range(WINDOW):
             nonce = (await receive_frame(far, 100))[1:]
@@ -256,7 +249,6 @@ async def test_a_ping_goes_with_what_is_sent_anyhow_and_before_it(autojump_clock
         with trio.move_on_after(0.1):
             while True:
                 kinds.append((await receive_frame(far, 100))[0])
-        link.close("enough")
     assert kinds == [PING, 0, 0] * 3
 
 

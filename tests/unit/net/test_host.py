@@ -1,13 +1,11 @@
 """The control plane over libp2p beyond what every network promises: who is let in, who finds whom, what restarts do."""
 
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -20,30 +18,12 @@ from barnraise.ids import PeerId
 from barnraise.net import host as host_module
 from barnraise.net import places as places_module
 from barnraise.net.addresses import encode_peers, parse_address
-from barnraise.net.host import Libp2pNetwork, open_network
-from barnraise.net.seam import NetworkEvent, PeerDown, PeerUp, Received, Refused
+from barnraise.net.host import Libp2pNetwork
+from barnraise.net.seam import PeerDown, PeerUp, Received, Refused
 
-PATIENCE_S = 20
-KEY = ClusterKey(bytes(32))
+from .hosts import PATIENCE_S, network, next_event, until
+
 ALICE, BOB, CAROL, DAVE = sorted((Identity(bytes([n]) * 32, bytes(32)) for n in range(4)), key=lambda one: one.peer_id)
-
-
-@asynccontextmanager
-async def network(identity: Identity, *, key: ClusterKey = KEY, **options: Any) -> AsyncIterator[Libp2pNetwork]:
-    options = {"run": b"run", "rng": random.Random(1), **options}
-    async with open_network(identity, key, **options) as opened:
-        yield opened
-
-
-async def next_event(network: Libp2pNetwork) -> NetworkEvent:
-    with trio.fail_after(PATIENCE_S):
-        return await network.events.receive()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  # what is waited for sets no event
-            await trio.sleep(0.01)
 
 
 def nothing_happened(network: Libp2pNetwork) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -16,9 +16,9 @@ from barnraise.ids import PeerId
 from barnraise.net import links
 from barnraise.net.host import open_network
 from barnraise.net.memory import MemoryMedium, open_medium
-from barnraise.net.seam import MAX_MESSAGE_BYTES, Network, NetworkEvent, PeerDown, PeerUp, Received
+from barnraise.net.seam import MAX_MESSAGE_BYTES, Network, PeerDown, PeerUp, Received
 
-PATIENCE_S = 20
+from .hosts import PATIENCE_S, next_event, until
 
 
 class World(Protocol):
@@ -92,11 +92,6 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
         yield made
 
 
-async def next_event(network: Network) -> NetworkEvent:
-    with trio.fail_after(PATIENCE_S):
-        return await network.events.receive()
-
-
 async def start_mesh(world: World, size: int) -> list[Network]:
     networks = [await world.start(number) for number in range(size)]
     for number, network in enumerate(networks):
@@ -151,12 +146,6 @@ async def test_both_ends_measure_the_latency_of_a_link_for_as_long_as_there_is_o
     await world.stop(1)
     assert isinstance(await next_event(alice), PeerDown)
     await until(lambda: alice.latency_s(bob.peer_id) is None)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  # what is waited for sets no event
-            await trio.sleep(0.01)
 
 
 async def test_a_peer_that_leaves_is_down_and_may_come_back(world: World) -> None:

@@ -1,0 +1,169 @@
+"""One member's votes on the next entry of the log: what it proposes, approves, doubts, and keeps for later; pure.
+
+`consensus.voting` says which votes decide a height. This says which ones are ours: none where our disk may have
+forgotten another one (`Abstention`), none for what our own books do not bear out (`proposals`), and one against a leader
+that is down or overdue (`Pace`). Each call returns what is to be done, in order; a decision is among it, for the member
+to act on, and then `next_entry` is called.
+"""
+
+from collections.abc import Sequence
+from typing import assert_never
+
+import msgspec
+
+from barnraise.consensus import voting
+from barnraise.consensus.seniority import is_quorum
+from barnraise.consensus.voting import BallotMessage, Decision, Persisted, Sign, Verify, Voting
+from barnraise.errors import LocalError
+from barnraise.ids import PeerId
+from barnraise.swarm import effects, proposals, records
+from barnraise.swarm.abstention import Abstention
+from barnraise.swarm.effects import Effect
+from barnraise.swarm.mailbox import Mailbox
+from barnraise.swarm.pace import Pace
+from barnraise.swarm.presence import Presence
+from barnraise.swarm.round import Work
+from barnraise.swarm.state import State, check_follows
+
+
+class Ballots:
+    """Our part in one height after the other."""
+
+    def __init__(
+        self,
+        *,
+        state: State,
+        work: Work,
+        presence: Presence,
+        pace: Pace,
+        mailbox: Mailbox,
+        abstention: Abstention,
+        sign: Sign,
+        verify: Verify,
+        ballot: Persisted | None,
+    ) -> None:
+        """Take up the height of ``state``, with the promise that was found on disk."""
+        self._me = presence.me
+        self._state = state
+        self._work = work
+        self._presence = presence
+        self._pace = pace
+        self._mailbox = mailbox
+        self._abstention = abstention
+        self._sign = sign
+        self._verify = verify
+        self._voting = self._new_voting(ballot)
+        self._judging: tuple[int, bytes] | None = None
+        self._view = 0
+
+    @property
+    def proposed(self) -> bytes:
+        """Return the value that is up for our vote; empty: none is."""
+        return self._judging[1] if self._judging else b""
+
+    def next_entry(self, state: State, work: Work) -> None:
+        """Begin to vote on what follows ``state``; ``work`` are the books of its round."""
+        self._state, self._work = state, work
+        self._voting = self._new_voting(None)
+        self._view = 0
+        self._judging = None
+
+    def abstain(self, now: float, height: int) -> None:
+        """Cast no vote up to this height, if our disk may have forgotten one."""
+        if self._me in self._state.peers and self._abstention.heard(height, now):
+            self._voting = self._new_voting(None)
+
+    def stop_abstaining(self, now: float) -> None:
+        """Vote again, once it is clear that nothing is decided without us."""
+        if self._abstention.is_over(self._state.height, now):
+            self._voting = self._new_voting(None)
+
+    def repeat(self) -> list[BallotMessage]:
+        """Return what we said last, for those that may have missed it."""
+        return self._voting.repeat()
+
+    def receive(self, now: float, sender: PeerId, message: BallotMessage) -> list[Effect | Decision]:
+        """Take in what a member says, keep it for later, or answer what is decided."""
+        if message.height > self._state.height:
+            if sender in self._state.peers:  # who has joined since says it again
+                self._mailbox.keep(sender, message)
+            return []
+        if message.height < self._state.height:
+            decided = self._mailbox.decided(message.height)
+            is_late = not isinstance(message, voting.Decided | voting.Accept)
+            return [effects.Send(to=sender, message=decided)] if decided and is_late else []
+        return self._vote(now, self._voting.receive(sender, message))
+
+    def propose(self, now: float, *, is_leaving: bool) -> list[Effect | Decision]:
+        """Propose what it is time for, if we may. ``is_leaving``: we ourselves want out."""
+        state, work = self._state, self._work
+        if state.cut is None:
+            self._pace.note_enough(now, proposals.is_enough(state, work, self._presence, now))
+        if not self._voting.may_propose:
+            return []
+        if self._voting.bound_value:
+            return self._vote(now, self._voting.propose(b""))
+        event = proposals.due(state, work, self._presence, self._pace, now, is_leaving=is_leaving)
+        return self._vote(now, self._voting.propose(records.encode(event))) if event else []
+
+    def judge(self, now: float) -> list[Effect | Decision]:
+        """Approve the value that is up for a vote, once we can see that it is right."""
+        if self._judging is None:
+            return []
+        view, value = self._judging
+        try:
+            event = records.decode_event.decode(value)
+            check_follows(self._state, event)
+        except (msgspec.DecodeError, msgspec.ValidationError, LocalError):
+            self._judging = None
+            return []
+        if not proposals.agrees(self._state, self._work, event):
+            return []
+        self._judging = None
+        return self._vote(now, self._voting.approve(view))
+
+    def doubt(self, now: float) -> list[Effect | Decision]:
+        """Vote out a leader that is down or overdue, where a quorum is there to do so."""
+        peers, view = self._state.peers, self._voting.promised
+        if self._me not in peers:
+            return []
+        down = self._presence.down_among(peers, now)
+        has_cut = self._state.cut is not None
+        if self._voting.leader not in down and not self._pace.leader_is_overdue(now, view, has_cut=has_cut):
+            return []
+        if not is_quorum(peers, set(peers) - down):
+            return []
+        return self._vote(now, self._voting.suspect(down))
+
+    def _vote(self, now: float, asked: Sequence[voting.Effect]) -> list[Effect | Decision]:
+        found: list[Effect | Decision] = []
+        if self._voting.promised != self._view:
+            self._view, self._pace.view_since = self._voting.promised, now
+        for effect in asked:
+            match effect:
+                case voting.Broadcast():
+                    found.append(effects.Broadcast(message=effect.message))
+                case voting.Persist():
+                    self._abstention.voted()
+                    found.append(effects.PersistBallot(record=effect.record))
+                case voting.Judge():
+                    self._judging = (effect.view, effect.value)
+                    found += self.judge(now)
+                case Decision():
+                    found.append(effect)
+                case _:
+                    assert_never(effect)
+        return found
+
+    def _new_voting(self, ballot: Persisted | None) -> Voting:
+        height = self._state.height
+        fresh = Voting(
+            height=height,
+            members=self._state.peers,
+            me=PeerId("") if self._abstention.covers(height) else self._me,
+            sign=self._sign,
+            verify=self._verify,
+        )
+        if ballot and ballot.height == height:
+            fresh.restore(ballot)
+        return fresh
