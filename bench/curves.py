@@ -87,13 +87,15 @@ class Peers:
     """The workers' own tensors, and what a round does with them; everything is whole and on time."""
 
     def __init__(self, config: RunConfig, flat: Flat, workers: int) -> None:
-        self.config, self.codec = config, codec_of(config.round.codec, np.int16)
+        self.config = config
         stops = np.cumsum([int(np.prod(tensor.shape)) for tensor in flat.layout]).tolist()
         blocks = list(zip([0, *stops[:-1]], stops, strict=True))
         theta = flat.numpy()
         zeros = np.zeros_like(theta)
         self.names = [PeerId(f"peer-{number}") for number in range(workers)]
-        self.spaces = [Workspace(blocks, theta, zeros, zeros, codec=self.codec) for _ in self.names]
+        # A codec each: that of PowerSGD begins where its own last one ended.
+        codecs = [codec_of(config.round.codec, np.int16) for _ in self.names]
+        self.spaces = [Workspace(blocks, theta, zeros, zeros, codec=codec) for codec in codecs]
         self.exponents = (config.round.grid_exponent,) * len(blocks)
 
     def exchange(self, updates: Sequence[Vector], round_: int) -> None:

@@ -21,6 +21,7 @@ EXAMPLES_OF_OBJECTS = [
     "static_peers.py",
     "auto_discovery.py",
     "averaged_gradients.py",
+    "codec_by_links.py",
     "coordinator.py",
     "node_train.py",
 ]
@@ -66,6 +67,13 @@ def test_the_example_of_averaged_gradients(tmp_path: Path) -> None:
     assert [match and match[1] for match in found] == ["0", "1", "2"], lines
     (error,) = {match[2] for match in found if match}  # equal on all machines
     assert float(error) < 0.01
+
+
+def test_the_example_of_a_codec_by_links(tmp_path: Path) -> None:
+    lines = sorted(run_example("codec_by_links.py", tmp_path).splitlines())
+    found = [re.fullmatch(r"rank (\d): \S+ by \w+, error (0\.\d{4}): .+", line) for line in lines]
+    assert [match and match[1] for match in found] == ["0", "1", "2"], lines
+    assert all(float(match[2]) < 0.02 for match in found if match)  # int4 alone, without feedback, loses 0.1
 
 
 def test_the_example_of_the_coordinator(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ import numpy as np
 from barnraise.api import networked
 from barnraise.api.context import Context
 from barnraise.api.networked import NetworkBackend
-from barnraise.codec.chain import codec_of
-from barnraise.collective.cost import Wire
+from barnraise.collective.compression import asked_for, wire_of
 from barnraise.collective.links import LinkGraph, Links, Row
 from barnraise.collective.planner import plan
 from barnraise.errors import BarnraiseError
@@ -92,15 +91,16 @@ def tell_plans(context: Context, speeds: Sequence[LinkSpeed | None], orders: Ord
     links = _links(context, speeds, orders.timeout_s)
     for size_mb in orders.sizes_mb:
         for codec in orders.codecs:
-            wire = Wire.of(codec_of(codec, np.float32), context.world_size)
-            chosen = plan(links, _elements(size_mb), [wire])
+            found = asked_for(codec, context.world_size, links)
+            wires = [wire_of(name, context.world_size) for name in found.codecs]
+            chosen = plan(links, _elements(size_mb), wires)
             _say(
                 Planned(
                     size_mb=size_mb,
                     codec=codec,
                     schedule=chosen.kind,
                     predicted_s=chosen.predicted_s,
-                    reasons=chosen.reasons,
+                    reasons=(*chosen.reasons, *found.reasons),
                 )
             )
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
 
 from barnraise.api import plans
 from barnraise.api.backend import Backend
-from barnraise.api.choice import Choice, is_raw
+from barnraise.api.choice import Choice
 from barnraise.api.plans import Input
 from barnraise.api.pump import MIN_WEIGHT
 from barnraise.api.streams import Call, Operation
 from barnraise.api.tensors import Tensors
 from barnraise.codec.feedback import Residual
+from barnraise.codec.level import AUTO, DEFAULT, level_over
 from barnraise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ class Context:
     array([1., 1., 1.], dtype=float32)
     """
 
-    def __init__(self, backend: Backend) -> None:
-        """Take over what carries out the collectives."""
+    def __init__(self, backend: Backend, compression_level: int = DEFAULT) -> None:
+        """Take over what carries out the collectives, and the level that ``codec="auto"`` stands for."""
         self._backend = backend
+        self._automatic = f"{AUTO}:{compression_level}"
         self._calling = threading.Lock()
         self._tensors = Tensors()
 
@@ -109,13 +111,16 @@ class Context:
             op: ``mean`` or ``sum``.
             weight: of this rank's tensor, over 0, such as its number of samples: a mean is then of the weighted
                 tensors, over the weights of all members. Give one on all ranks or on none; None: they all count alike.
-            codec: how values travel, such as ``fp32``, ``bf16``, ``int8`` or ``topk:0.016+int2+zstd``.
+            codec: how values travel, such as ``fp32``, ``bf16``, ``int8`` or ``topk:0.016+int2+zstd``. ``auto``: the
+                codec of the context's compression level, or of the one in ``auto:5``; of a higher level where links
+                are slow, of a lower one where they are fast, and ``fp32`` where that takes about as long (`plan`).
+                Until all machines have agreed on what the links are like, it is the level's own. Give ``feedback``.
             schedule: who sends what to whom, ``ring``, ``tree``, ``butterfly``, ``shards``, ``centralised`` or
                 ``hierarchical`` (first among machines that are near each other, then between these places); ``auto``:
                 what suits the size, the codec, and the links as they were measured (`plan`). Both of the last two go by
                 the size alone until all machines have agreed on what the links are like.
             feedback: what codecs have lost of this tensor so far, made once for its number of elements and given each
-                time: it is made good, and what is lost now is kept in it.
+                time: it is made good, whatever codec it is now, and what is lost now is kept in it.
             timeout_s: how long to wait for the other ranks to call this, in seconds. A rank that is later is lost.
 
         Returns:
@@ -174,12 +179,12 @@ class Context:
             schedule: as for `all_reduce`.
 
         Returns:
-            Among others its ``kind``, ``predicted_s``, which is None as long as the links are not known, and ``reasons``.
+            Among others its ``kind``, ``codec``, ``predicted_s``, which is None as long as the links are not known, and ``reasons``.
 
         Raises:
             ConfigError: codec or schedule are none, do not suit each other or these machines; before `wait_for_peers`.
         """
-        call = Call("mean", "float32", num_elements, codec, schedule)
+        call = Call("mean", "float32", num_elements, self._named(codec), schedule)
         plans.check(call)
         return self._backend.choice(call)
 
@@ -225,7 +230,7 @@ class Context:
                 operation=operation,  # type: ignore[arg-type]  # made of the words that it takes
                 dtype="float64" if vector.dtype.itemsize == 8 else "float32",
                 size=len(vector),
-                codec=codec,
+                codec=self._named(codec),
                 schedule=schedule,
                 root=root,
                 is_weighted=weight is not None,
@@ -233,10 +238,12 @@ class Context:
             plans.check(call)
             if feedback is not None and len(feedback.kept) != len(vector):
                 raise ConfigError(f"feedback is of {len(feedback.kept)} elements and the tensor of {len(vector)}")
-            if feedback is not None and is_raw(call):
-                feedback = None
             given = Input(vector=vector, weight=1.0 if weight is None else weight, residual=feedback)
             self._backend.carry_out(call, given, vector, timeout_s)
+
+    def _named(self, codec: str) -> str:
+        """Return a codec as all ranks must ask for it: with the level that it stands for."""
+        return self._automatic if codec == AUTO else codec
 
     def _one_call(self) -> "_OneCall":
         return _OneCall(self._calling)
@@ -264,6 +271,7 @@ def discover(
     bulk_port: int = 0,
     bootstrap: Sequence[str] = (),
     mdns: bool = True,
+    compression_level: int = DEFAULT,
 ) -> Context:
     """Open a context whose machines find each other; `Context.wait_for_peers` gives them their ranks.
 
@@ -274,9 +282,11 @@ def discover(
         bulk_port: where tensors come in; 0: a free port.
         bootstrap: multiaddresses of others (`Context.address`), for networks that mDNS does not cross.
         mdns: announce this machine on the local network, and look there for others.
+        compression_level: what ``codec="auto"`` stands for, 1 (nothing is lost) to 9 (least is sent), the same on all
+            machines; 3 is the default, 5 for machines of a cloud, 9 for phones and the like.
 
     Raises:
-        ConfigError: the key, ``listen`` or ``bootstrap`` cannot be used.
+        ConfigError: the key, ``listen`` or ``bootstrap`` cannot be used, or there is no such level.
 
     >>> with discover(cluster_key=key, name="doc", mdns=False) as context:
     ...     context.wait_for_peers(1, timeout_s=10)
@@ -285,7 +295,9 @@ def discover(
     """
     from barnraise.api import networked
 
-    return Context(networked.discovered(cluster_key, name, listen, bulk_port, bootstrap, mdns))
+    level_over(compression_level, None)
+    backend = networked.discovered(cluster_key, name, listen, bulk_port, bootstrap, mdns)
+    return Context(backend, compression_level)
 
 
 def static_peers(
@@ -296,6 +308,7 @@ def static_peers(
     name: str = "default",
     listen: str | None = None,
     bulk_port: int = 0,
+    compression_level: int = DEFAULT,
 ) -> Context:
     """Open a context whose machines are all on a list, the same list on every machine.
 
@@ -306,9 +319,10 @@ def static_peers(
         name: machines of one cluster key and one name belong together.
         listen: ``address:port`` to listen on where that is not the address on the list.
         bulk_port: where tensors come in; 0: a free port.
+        compression_level: what ``codec="auto"`` stands for, as for `discover`.
 
     Raises:
-        ConfigError: the list, the rank or the key cannot be used, or the address is taken.
+        ConfigError: the list, the rank, the key or the level cannot be used, or the address is taken.
 
     >>> with static_peers([f"127.0.0.1:{port}"], rank=0, cluster_key=key) as context:
     ...     context.wait_for_peers(timeout_s=10)
@@ -316,4 +330,5 @@ def static_peers(
     """
     from barnraise.api import networked
 
-    return Context(networked.listed(addresses, rank, cluster_key, name, listen, bulk_port))
+    level_over(compression_level, None)
+    return Context(networked.listed(addresses, rank, cluster_key, name, listen, bulk_port), compression_level)

@@ -8,12 +8,13 @@ import blake3
 import msgspec
 import numpy as np
 
-from barnraise.api.choice import Choice, choose, is_raw, links_between
+from barnraise.api.choice import BY_LINKS, Choice, choose, is_raw, links_between
 from barnraise.api.pump import Work
 from barnraise.api.streams import Call
 from barnraise.codec.chain import codec_of
 from barnraise.codec.codec import Codec
 from barnraise.codec.feedback import Residual
+from barnraise.codec.level import level_named
 from barnraise.collective import tree
 from barnraise.collective.adoption import Graph
 from barnraise.collective.alltoall import all_to_all
@@ -61,6 +62,8 @@ class Plan:
     """Of the whole vector."""
     results: tuple[tuple[int, int], ...]
     """What of the vector is this rank's to have at the end."""
+    codec: str
+    """How values travel: the call's, or the one that was chosen for it."""
     digest: bytes
     """Equal on all ranks that do the same thing together."""
 
@@ -129,19 +132,20 @@ class Plans:
 
     def work(self, plan: Plan, call: Call, given: Input, weights: Sequence[float], sequence: int) -> Work:
         """Return what is to be done by a plan for a collective in which the members' inputs weigh so much."""
+        is_plain = is_raw(plan.codec)
         task = Task(
             own=given.vector,
             weight=given.weight,
             divisor=sum(weights) if call.operation.endswith("mean") else 1.0,
             seed=sequence,
-            residual=given.residual,
+            residual=_made_good(given.residual) if is_plain else given.residual,
         )
         store = self._stores[sequence % 2]
-        if is_raw(call):
+        if is_plain:
             self._scratch.fit(MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES)
             buffers: Buffers = RawBuffers(task, plan.program, plan.results, store, self._scratch)
         else:
-            codecs = self._codecs_of(call.codec, len(weights))
+            codecs = self._codecs_of(plan.codec, len(weights))
             buffers = CodedBuffers(task, plan.program, store, self._scratch, codecs, plan.chunks)
         return Work(plan.program, buffers)
 
@@ -158,14 +162,7 @@ class Plans:
     def _make(
         self, call: Call, members: tuple[int, ...], place: int, hand_on: HandOn | None, graph: Graph | None
     ) -> Plan:
-        count = len(members)
-        elements = MAX_PAYLOAD_BYTES // np.dtype(call.dtype).itemsize
-        if hand_on is None and not is_raw(call):
-            elements = chunk_elements(call, count)
-        schedule = _fixed_schedule(call, members, hand_on)
-        if schedule is None:
-            chosen = self.choice(call, members, graph)
-            schedule, elements = chosen.schedule, min(elements, chosen.chunk_elements or elements)
+        schedule, codec, elements = self._way(call, members, hand_on, graph)
         bounds = schedule.bounds(call.size, ALIGNMENT)
         is_whole = call.operation.partition(" ")[0] != "reduce_scatter"
         mine = tuple(bounds[part] for part, owner in enumerate(schedule.owners) if owner == place)
@@ -173,14 +170,29 @@ class Plans:
             program=program_of(schedule, place, call.size, elements, ALIGNMENT),
             chunks=chunks_of(schedule, call.size, elements, ALIGNMENT),
             results=((0, call.size),) if is_whole else mine,
-            digest=self._digest(call, members, schedule, elements),
+            codec=codec,
+            digest=self._digest(call, members, schedule, codec, elements),
         )
 
-    def _digest(self, call: Call, members: tuple[int, ...], schedule: Schedule, elements: int) -> bytes:
+    def _way(
+        self, call: Call, members: tuple[int, ...], hand_on: HandOn | None, graph: Graph | None
+    ) -> tuple[Schedule, str, int]:
+        """Return schedule, codec, and the elements of a chunk."""
+        raw_elements = MAX_PAYLOAD_BYTES // np.dtype(call.dtype).itemsize
+        schedule = _fixed_schedule(call, members, hand_on)
+        if schedule is not None and (hand_on is not None or is_raw(call.codec)):
+            return schedule, call.codec, raw_elements
+        if schedule is not None:
+            return schedule, call.codec, chunk_elements(call.codec, len(members))
+        chosen = self.choice(call, members, graph)
+        elements = raw_elements if is_raw(chosen.codec) else chunk_elements(chosen.codec, len(members))
+        return chosen.schedule, chosen.codec, min(elements, chosen.chunk_elements or elements)
+
+    def _digest(self, call: Call, members: tuple[int, ...], schedule: Schedule, codec: str, elements: int) -> bytes:
         """Hash who does what: where two machines' arithmetic made them choose differently, they find out here."""
         moves = [(move.step, move.sender, move.receiver, move.part, move.action.value) for move in schedule.transfers]
         cuts = [(cut.numerator, cut.denominator) for cut in schedule.cuts]
-        said = (self._group, call, members, schedule.kind, cuts, schedule.owners, moves, elements)
+        said = (self._group, call, members, schedule.kind, cuts, schedule.owners, moves, codec, elements)
         return blake3.blake3(msgspec.msgpack.encode(said)).digest()
 
     def _codecs_of(self, name: str, count: int) -> Codecs:
@@ -193,28 +205,50 @@ class Plans:
 
 def check(call: Call) -> None:
     """Raise `ConfigError` where no ranks whatever could carry this out."""
-    if call.dtype == "float64" and not is_raw(call):
-        raise ConfigError(f"codec={call.codec!r} is for float32; a float64 tensor travels as it is, with codec='fp32'")
-    if not is_raw(call):
-        codec_of(call.codec, np.float32)
-    if call.schedule == "hierarchical":
-        if not is_raw(call) and Wire.of(codec_of(call.codec, np.float32), 3).is_once:
-            raise ConfigError(
-                f"codec={call.codec!r} loses too much to be applied at every hop of schedule='hierarchical'. Use "
-                "schedule='auto' or 'shards', or codec 'int8'."
-            )
-    elif call.schedule != "auto":
+    if level_named(call.codec) is not None:
+        _check_level(call)
+    elif not is_raw(call.codec):
+        _check_codec(call)
+    if call.schedule not in BY_LINKS:
         schedule_of(call.schedule, 2)
 
 
-def chunk_elements(call: Call, count: int) -> int:
+def _check_level(call: Call) -> None:
+    if call.operation not in ("mean", "sum"):
+        name = call.operation.partition(" ")[0]
+        raise ConfigError(
+            f"codec={call.codec!r} is for all_reduce: {name} has no feedback to make good later what a level may lose. "
+            "Name a codec, such as 'bf16' or 'int8'."
+        )
+
+
+def _check_codec(call: Call) -> None:
+    if call.dtype == "float64":
+        raise ConfigError(f"codec={call.codec!r} is for float32; a float64 tensor travels as it is, with codec='fp32'")
+    codec = codec_of(call.codec, np.float32)
+    if call.schedule == "hierarchical" and Wire.of(codec, 3).is_once:
+        raise ConfigError(
+            f"codec={call.codec!r} loses too much to be applied at every hop of schedule='hierarchical'. Use "
+            "schedule='auto' or 'shards', or codec 'int8'."
+        )
+
+
+def chunk_elements(name: str, count: int) -> int:
     """Return how many elements are encoded together: an encoding fits into a frame, on its way and finished."""
-    codec: Codec = codec_of(call.codec, np.float32)
+    codec: Codec = codec_of(name, np.float32)
     finishing = codec.for_aggregate(count)
     elements = MAX_ENCODED_ELEMENTS
     while max(codec.bound_bytes(elements), finishing.bound_bytes(elements)) > MAX_PAYLOAD_BYTES:
         elements //= 2
     return elements
+
+
+def _made_good(residual: Residual | None) -> Residual | None:
+    """Return what is owed, to be brought in as it is: afterwards nothing is. None: nothing is now."""
+    if residual is None:
+        return None
+    residual.staged.fill(0.0)
+    return residual if residual.kept.any() else None
 
 
 def _fixed_schedule(call: Call, members: tuple[int, ...], hand_on: HandOn | None) -> Schedule | None:

@@ -83,7 +83,9 @@ class StaticRoster:
 
     def heard(self, sender: PeerId, statement: Want | Formed) -> None:
         """Refuse: nothing is to be agreed on here."""
-        raise ConfigError(f"peer {short(sender)} looks for a group, this one has a list of all. Start all the same way.")
+        raise ConfigError(
+            f"peer {short(sender)} looks for a group, this one has a list of all. Start all the same way."
+        )
 
     def lost(self, peer: PeerId) -> None:
         """Keep the place of a peer that is gone."""

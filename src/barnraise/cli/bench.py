@@ -74,7 +74,8 @@ def bench(
         name: Machines of one name belong together.
         cluster_key: File of the cluster's key, the same on every machine. Default: the key of this user's runs.
         mb: Sizes in 10^6 bytes of float32, with commas.
-        codec: What travels, with commas: fp32, bf16, int8, int4, int2, or chains such as topk:0.01+int8+zstd.
+        codec: What travels, with commas: fp32, bf16, int8, int4, int2, chains such as topk:0.01+int8+zstd, or a level such
+            as auto:5.
         schedule: Who sends what to whom, with commas; auto is what the planner chooses.
         repetitions: Turns of each kind that count; two more warm up.
         plot: Draw times over sizes into this file, .svg or .png.

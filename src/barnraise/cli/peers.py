@@ -34,7 +34,8 @@ def peers(
         node: Whose view: a peer's id or the end of it, or its directory, such as peer-0. Default: the first that runs.
         plan: Print the link graph, the clusters in it, and what the planner would choose.
         mb: Plan for so many megabytes of float32. Default: the run's parameters.
-        codec: Plan with this codec for float32. Default: the one that the run's rounds use.
+        codec: Plan with this codec for float32, or with what a compression level comes to: auto:1 to auto:9. Default:
+            the one that the run's rounds use.
         json: Print one object.
     """
     path = reading.find(directory)

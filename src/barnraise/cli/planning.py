@@ -1,13 +1,15 @@
 """What ``barnraise peers --plan`` tells: the link graph as one peer knows it, and what the planner makes of it."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from barnraise.codec.chain import codec_of
+from barnraise.collective.compression import asked_for, wire_of
 from barnraise.collective.cost import Wire
-from barnraise.collective.links import LinkGraph, Row
+from barnraise.collective.links import LinkGraph, Links, Row
 from barnraise.collective.planner import Plan, plan
 from barnraise.errors import ConfigError
 from barnraise.ids import PeerId, short
@@ -53,7 +55,7 @@ def outlook(peer: PeerNow, state: Status, mb: float | None, codec: str | None) -
         peer: whose view.
         state: what it said last.
         mb: megabytes of float32 to plan for; None: the run's parameters.
-        codec: for float32; None: the run's own, for the int16 grid of its rounds.
+        codec: for float32, or a level such as ``auto:5``; None: the run's own, for the int16 grid of its rounds.
 
     Raises:
         ConfigError: size or codec are none, or the peer has not said what is needed.
@@ -61,18 +63,24 @@ def outlook(peer: PeerNow, state: Status, mb: float | None, codec: str | None) -
     members = tuple(PeerId(member.peer) for member in state.members)
     rows = _rows(state)
     elements = _elements(state, mb)
-    if codec is None:
-        chosen = codec_of(reading.run_config(peer.directory).round.codec, np.int16)
-    else:
-        chosen = codec_of(codec, np.float32)
-    wire = Wire.of(chosen, len(members))
+    links = LinkGraph.of_rows(members, rows).between(members)
+    wires, reasons = _wires(peer, links, codec)
+    made = plan(links, elements, wires)
     return Outlook(
         viewer=PeerId(state.peer),
         members=members,
         links=tuple(_links(members, rows)),
         elements=elements,
-        plan=plan(LinkGraph.of_rows(members, rows).between(members), elements, [wire]),
+        plan=dataclasses.replace(made, reasons=(*made.reasons, *reasons)),
     )
+
+
+def _wires(peer: PeerNow, links: Links, codec: str | None) -> tuple[list[Wire], tuple[str, ...]]:
+    """Return what may travel, and why it is no more than that."""
+    if codec is None:
+        return [Wire.of(codec_of(reading.run_config(peer.directory).round.codec, np.int16), links.world_size)], ()
+    found = asked_for(codec, links.world_size, links)
+    return [wire_of(name, links.world_size) for name in found.codecs], found.reasons
 
 
 def table(found: Outlook) -> list[tuple[str, ...]]:

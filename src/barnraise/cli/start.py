@@ -26,6 +26,7 @@ def start(
     invitation: str | None = None,
     preset: Literal["local", "small", "medium", "large"] | None = None,
     compression_level: int | None = None,
+    link_mbit: float | None = None,
     port: int | None = None,
     max_peers: int | None = None,
     directory: Annotated[Path | None, Parameter(name="--dir")] = None,
@@ -45,6 +46,8 @@ def start(
         preset: Size of a new run's model.
         compression_level: How small a new run's updates travel, 1 (whole) to 9 (least); 3, int8, is the default. A codec
             that the configuration names goes first.
+        link_mbit: Mbit/s of the slowest link that a new run will use, which only you can know before others join: below
+            100 the level counts as one more, below 10 as two more, from 1000 on as one less.
         port: Port of the control plane; the next one is the bulk plane's.
         max_peers: Most peers to be connected to at once.
         directory: Where the peer keeps everything; overrides data_dir of the file. Default: peers/default among this
@@ -56,7 +59,8 @@ def start(
     """
     with told(json=json):
         peer = _peer_table(config, directory)
-        made = _directory(peer, config, invitation, {"preset": preset, "compression_level": compression_level})
+        flags = {"preset": preset, "compression_level": compression_level, "link_mbit": link_mbit}
+        made = _directory(peer, config, invitation, flags)
         kept = dataclasses.asdict(peer)
         for name in ("data_dir", "cluster_key_file", "run_id", "bootstrap"):
             del kept[name]

@@ -13,7 +13,7 @@ from barnraise import formats
 from barnraise.cli import errand, faults
 from barnraise.cli.conduct import conduct, told
 from barnraise.cli.launch import LogLevel, Swarm
-from barnraise.codec.level import spec_of
+from barnraise.codec.level import DEFAULT, spec_of
 from barnraise.config import ENVIRONMENT_PREFIX, PRESETS, RunConfig, load_run_config, run_config
 from barnraise.errors import ConfigError
 from barnraise.net.addresses import LAN
@@ -34,6 +34,7 @@ def train(
     preset: Literal["local", "small", "medium", "large"] | None = None,
     init: Path | None = None,
     compression_level: int | None = None,
+    link_mbit: float | None = None,
     rounds: int | None = None,
     steps: int | None = None,
     seconds: float | None = None,
@@ -65,6 +66,8 @@ def train(
         init: Begin with the model in this directory, which barnraise export wrote.
         compression_level: How small updates travel, 1 (whole) to 9 (least); 3, int8, is the default. A codec that the
             configuration names goes first.
+        link_mbit: Mbit/s of the slowest link that the run will use, which only you can know before others join: below 100
+            the level counts as one more, below 10 as two more, from 1000 on as one less.
         rounds: How many rounds to train; they count from 0.
         steps: Steps that each peer takes by itself in a round.
         seconds: End a round's training after so long, with --steps as the most.
@@ -95,6 +98,7 @@ def train(
         "preset": preset,
         "init": init,
         "compression_level": compression_level,
+        "link_mbit": link_mbit,
     }
     settings = {"log_level": log_level, "device": device, "profile_rounds": profile, **listening(listen)}
     with told(json=json):
@@ -164,8 +168,9 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     for name in ("rounds", "steps", "seconds", "min_peers"):
         if flags.get(name) is not None:
             values["round"][name] = flags[name]
-    if flags.get("compression_level") is not None:
-        named = spec_of(flags["compression_level"])
+    level, link_mbit = flags.get("compression_level"), flags.get("link_mbit")
+    if level is not None or link_mbit is not None:
+        named = spec_of(DEFAULT if level is None else level, link_mbit)
         values["round"]["codec"] = codec_named(file, environment) or named
     if flags.get("preset") is not None:
         values["model"] = dataclasses.asdict(PRESETS[flags["preset"]])

@@ -21,6 +21,8 @@ from typing import Final, Literal
 
 from barnraise.errors import ConfigError
 
+AUTO: Final = "auto"
+"""In a codec's place: that of the default level; ``auto:5``: that of another one. Links have a say in it."""
 DEFAULT: Final = 3
 CLOUD: Final = 5
 EDGE: Final = 9
@@ -43,25 +45,54 @@ SHIFTS: Final[Sequence[tuple[float, int]]] = ((10.0, 2), (100.0, 1), (1_000.0, 0
 """``(below so many Mbit/s, so many levels more)``; from the last one on, two levels less."""
 
 
-def spec_of(level: int, megabits: float | None = None, dtype: Literal["int16", "float32"] = "int16") -> str:
-    """Return the codec of a level.
+def level_named(codec: str) -> int | None:
+    """Return the level that stands in a codec's place, as in ``auto:5``; None: it is a codec.
+
+    Raises:
+        ConfigError: there is no such level.
+    """
+    name, colon, number = codec.partition(":")
+    if name != AUTO:
+        return None
+    if not colon:
+        return DEFAULT
+    if not (number.isascii() and number.isdecimal() and 1 <= int(number) <= LEVELS):
+        raise ConfigError(f"codec={codec!r} names no level: 'auto:1' to 'auto:{LEVELS}', or 'auto' for {DEFAULT}")
+    return int(number)
+
+
+def level_over(level: int, megabits: float | None) -> int:
+    """Return what a level comes to over a link.
 
     A level means what it says at 100 Mbit/s to 1 Gbit/s, and where the speed is not known. Slower links get one or two
     levels more and faster ones less, up to 9 and down to 1.
 
     Args:
         level: 1 to 9.
-        megabits: the slowest link's bandwidth in Mbit/s.
-        dtype: what is encoded, ``int16`` (a run's updates) or ``float32`` (collectives).
+        megabits: the slowest link's bandwidth in Mbit/s; None: not known.
 
     Raises:
         ConfigError: there is no such level, or the bandwidth is not positive.
     """
     if not 1 <= level <= LEVELS:
         raise ConfigError(f"a compression level of {level} is outside 1 .. {LEVELS}. {DEFAULT} is the default.")
-    shift = 0
-    if megabits is not None:
-        if not megabits > 0:
-            raise ConfigError(f"a bandwidth of {megabits} Mbit/s carries nothing. Leave it out if it is not known.")
-        shift = next((shift for below, shift in SHIFTS if megabits < below), -2)
-    return SPECS[dtype][min(LEVELS, max(1, level + shift)) - 1]
+    if megabits is None:
+        return level
+    if not megabits > 0:
+        raise ConfigError(f"a bandwidth of {megabits} Mbit/s carries nothing. Leave it out if it is not known.")
+    shift = next((shift for below, shift in SHIFTS if megabits < below), -2)
+    return min(LEVELS, max(1, level + shift))
+
+
+def spec_of(level: int, megabits: float | None = None, dtype: Literal["int16", "float32"] = "int16") -> str:
+    """Return the codec of a level.
+
+    Args:
+        level: 1 to 9.
+        megabits: as for `level_over`.
+        dtype: what is encoded, ``int16`` (a run's updates) or ``float32`` (collectives).
+
+    Raises:
+        ConfigError: as for `level_over`.
+    """
+    return SPECS[dtype][level_over(level, megabits) - 1]

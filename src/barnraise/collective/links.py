@@ -83,6 +83,8 @@ class Links:
     region: Regions
     """intp[n]: where each host is. What it sends to other regions, or hears from them, shares one line: a slow link far
     away is rarely slow for its own sake."""
+    is_held_by_loss: bool = False
+    """Some host's connections slow down with every loss, so that one stream does not fill its line; several may."""
 
     @property
     def world_size(self) -> int:
@@ -105,6 +107,7 @@ class Links:
             uplink_bytes_s=self.uplink_bytes_s[chosen],
             downlink_bytes_s=self.downlink_bytes_s[chosen],
             region=self.region[chosen],
+            is_held_by_loss=self.is_held_by_loss,
         )
 
     @classmethod
@@ -140,6 +143,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     downlink_kb_s: KilobytesPerSecond
     latencies_us: Annotated[tuple[Microseconds, ...], msgspec.Meta(max_length=MAX_ROW_MEMBERS)]
     bandwidths_kb_s: Annotated[tuple[KilobytesPerSecond, ...], msgspec.Meta(max_length=MAX_ROW_MEMBERS)]
+    is_held_by_loss: bool = False
+    """See `Links`."""
 
 
 WORTH_TELLING: Final = 0.2
@@ -154,7 +159,8 @@ def has_changed(old: Row, new: Row) -> bool:
         *zip(old.latencies_us, new.latencies_us, strict=True),
         *zip(old.bandwidths_kb_s, new.bandwidths_kb_s, strict=True),
     ]
-    return any(abs(after - before) > WORTH_TELLING * before for before, after in pairs)
+    is_other = old.is_held_by_loss != new.is_held_by_loss
+    return is_other or any(abs(after - before) > WORTH_TELLING * before for before, after in pairs)
 
 
 _rows = msgspec.msgpack.Decoder(Row)
@@ -214,6 +220,7 @@ class LinkGraph:
         self._pairs: dict[tuple[PeerId, PeerId], _Estimate] = {}
         self._sent: dict[PeerId, deque[float]] = {}
         self._received: dict[PeerId, deque[float]] = {}
+        self._held_by_loss: set[PeerId] = set()
 
     @classmethod
     def of_rows(cls, members: Sequence[PeerId], rows: Mapping[PeerId, Row]) -> "LinkGraph":
@@ -234,6 +241,8 @@ class LinkGraph:
             for totals, limit in ((graph._sent, row.uplink_kb_s), (graph._received, row.downlink_kb_s)):
                 if limit:
                     totals[sender] = deque([limit * 1e3], KEPT_TOTALS)
+            if row.is_held_by_loss:
+                graph._held_by_loss.add(sender)
         return graph
 
     def note_heartbeat(self, sender: PeerId, receiver: PeerId, round_trip_s: float) -> None:
@@ -326,6 +335,7 @@ class LinkGraph:
             uplink_bytes_s=limits[0],
             downlink_bytes_s=limits[1],
             region=regions(latency),
+            is_held_by_loss=not self._held_by_loss.isdisjoint(rank),
         )
 
     def _pair(self, sender: PeerId, receiver: PeerId) -> _Estimate:

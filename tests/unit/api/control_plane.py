@@ -13,6 +13,7 @@ import numpy as np
 from barnraise.api.collectives import Collectives
 from barnraise.api.plans import Input
 from barnraise.api.streams import Call
+from barnraise.codec.feedback import Residual
 from barnraise.collective.buffers import Vector
 from barnraise.collective.links import Row
 from barnraise.errors import Unavailable
@@ -114,13 +115,20 @@ class Group:
             self.ranks[rank].peer_down(victim, "killed")
 
     def call(
-        self, rank: int, vector: Vector, *, timeout_s: float = 20.0, weight: float | None = None, **call: Any
+        self,
+        rank: int,
+        vector: Vector,
+        *,
+        timeout_s: float = 20.0,
+        weight: float | None = None,
+        feedback: Residual | None = None,
+        **call: Any,
     ) -> Vector:
         """Let a rank make a call, in this thread; return the result."""
         fields: dict[str, Any] = {"operation": "sum", "dtype": "float32", "size": len(vector)} | call
         out = vector.copy()
         made = Call(**fields, is_weighted=weight is not None)
-        given = Input(vector=vector, weight=1.0 if weight is None else weight)
+        given = Input(vector=vector, weight=1.0 if weight is None else weight, residual=feedback)
         self.ranks[rank].carry_out(made, given, out, timeout_s)
         return out
 

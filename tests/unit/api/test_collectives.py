@@ -10,6 +10,7 @@ import pytest
 
 from barnraise.api import collectives as module
 from barnraise.api.streams import MAX_CONTROL_BYTES, SECRET_BYTES, Call, Halt
+from barnraise.codec.feedback import Residual
 from barnraise.collective import adoption
 from barnraise.collective.links import Row
 from barnraise.collective.survival_messages import Alarm
@@ -294,6 +295,31 @@ def test_a_slow_host_owns_a_smaller_part(make_group: Make) -> None:
     results = [future.result() for future in [group.start(rank, 1.0, SIZE, codec="int8") for rank in range(4)]]
     assert all((result == results[0]).all() for result in results)
     assert results[0] == pytest.approx(4.0, rel=0.02)
+
+
+def test_what_one_codec_lost_is_made_good_by_the_next_one_that_a_level_comes_to(make_group: Make) -> None:
+    group = make_group()
+    vectors = [np.random.default_rng(rank).standard_normal(SIZE).astype(np.float32) for rank in range(3)]
+    kept, wanted = [Residual(SIZE) for _ in vectors], np.sum(vectors, axis=0)
+    call = Call("sum", "float32", SIZE, "auto:5")
+
+    def summed() -> Any:
+        more: dict[str, Any] = {"codec": call.codec}
+        calls = [group.pool.submit(group.call, r, vectors[r], feedback=kept[r], **more) for r in range(3)]
+        results = [found.result() for found in calls]
+        assert all(np.array_equal(result, results[0]) for result in results)
+        return results[0]
+
+    assert group.ranks[0].choice(call).codec == "int4"
+    first = summed()
+    assert np.linalg.norm(first - wanted) > 0.05 * np.linalg.norm(wanted)
+    assert all(residual.kept.any() for residual in kept)
+    group.rows = regions(3, (3,))
+    wait_for_graph(group, call)
+    assert group.ranks[0].choice(call).codec == "fp32"
+    total = first + summed() + summed()  # a graph holds from the call after the next one on
+    assert not any(residual.kept.any() for residual in kept)
+    np.testing.assert_allclose(total, 3 * wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))

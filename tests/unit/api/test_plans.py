@@ -1,10 +1,12 @@
 """What every rank does in a call: by rule or by graph, the same on all, and told apart where it is not."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from barnraise.api.choice import choose, links_between
-from barnraise.api.plans import HandOn, Plans
+from barnraise.api.choice import choose, goes_by_links, links_between
+from barnraise.api.plans import HandOn, Plans, check
 from barnraise.api.streams import Call
 from barnraise.collective.adoption import Graph
 from barnraise.collective.links import Row
@@ -15,8 +17,10 @@ GROUP = tuple(PeerId(f"peer {rank}") for rank in range(4))
 MEMBERS = (0, 1, 2, 3)
 
 
-def graph_of(version: int = 1, across_us: int = 40_000, members: tuple[int, ...] = MEMBERS) -> Graph:
-    """Return two regions of two hosts."""
+def graph_of(
+    version: int = 1, across_us: int = 40_000, members: tuple[int, ...] = MEMBERS, *, megabits: int = 80
+) -> Graph:
+    """Return two regions of two hosts, with so much bandwidth between them."""
     near = [[(one < 2) == (other < 2) for other in range(4)] for one in range(4)]
     return Graph(
         version,
@@ -25,7 +29,7 @@ def graph_of(version: int = 1, across_us: int = 40_000, members: tuple[int, ...]
                 0,
                 0,
                 tuple(0 if other == rank else 100 if near[rank][other] else across_us for other in range(4)),
-                tuple(0 if other == rank else 10**6 if near[rank][other] else 10**4 for other in range(4)),
+                tuple(0 if other == rank else 10**6 if near[rank][other] else 125 * megabits for other in range(4)),
             )
             for rank in members
         },
@@ -67,6 +71,55 @@ def test_another_graph_is_another_digest_if_it_makes_a_difference() -> None:
     digests = {plans.plan(call, MEMBERS, 0, None, graph).digest for graph in (None, far, near)}
     assert len(digests) >= 2
     assert plans.plan(call, MEMBERS, 0, None, far) is plans.plan(call, MEMBERS, 0, None, far)
+
+
+@pytest.mark.parametrize("codec", ["auto:1", "auto:3", "auto:5", "auto:9"])
+@pytest.mark.parametrize("schedule", ["auto", "hierarchical", "ring", "tree", "shards"])
+def test_all_choose_the_same_codec_by_one_graph(codec: str, schedule: str) -> None:
+    call = Call("sum", "float32", 3_000_000, codec, schedule)
+    check(call)
+    for graph in (None, graph_of(1), graph_of(2, megabits=5)):
+        made = [Plans(GROUP).plan(call, MEMBERS, rank, None, graph) for rank in MEMBERS]
+        assert len({(plan.codec, plan.digest) for plan in made}) == 1
+        assert made[0].codec == Plans(GROUP).choice(call, MEMBERS, graph).codec
+
+
+def test_a_level_is_a_codec_by_the_slowest_link_and_another_digest() -> None:
+    call, plans = Call("sum", "float32", 3_000_000, "auto:3"), Plans(GROUP)
+    links = {megabits: graph_of(version, megabits=megabits) for version, megabits in enumerate((5, 50, 500), 1)}
+    made = {megabits: plans.plan(call, MEMBERS, 0, None, graph) for megabits, graph in links.items()}
+    assert {megabits: plan.codec for megabits, plan in made.items()} == {5: "int4", 50: "int8+zstd:1", 500: "int8"}
+    assert len({plan.digest for plan in made.values()}) == 3
+    assert plans.plan(call, MEMBERS, 0).codec == "int8"
+    reasons = plans.choice(call, MEMBERS, links[5]).reasons
+    assert (
+        "the slowest link that no route avoids has 5 Mbit/s as far as is known, so level 3 counts as 5: int4" in reasons
+    )
+    assert any(reason.startswith("int4 takes ") for reason in reasons)
+
+
+def test_a_codec_that_saves_too_little_is_not_taken() -> None:
+    choice = Plans(GROUP).choice(Call("sum", "float32", 500, "auto:3"), MEMBERS, graph_of(megabits=500))
+    assert choice.codec == "fp32"
+    assert any(reason.startswith("int8 would save too little") for reason in choice.reasons)
+
+
+def test_a_level_asks_links_whatever_the_schedule_and_other_codecs_do_not() -> None:
+    assert goes_by_links(Call("sum", "float32", 10, "auto:3", "tree"))
+    assert not goes_by_links(Call("sum", "float32", 10, "int8", "tree"))
+    assert not goes_by_links(Call("barrier", "float32", 0))
+
+
+def test_float64_and_a_member_alone_encode_nothing() -> None:
+    wide = Plans(GROUP).choice(Call("sum", "float64", 10**6, "auto:9"), MEMBERS, graph_of())
+    assert (wide.codec, "float64 travels as it is" in wide.reasons) == ("fp32", True)
+    assert Plans(GROUP).plan(Call("sum", "float32", 10**6, "auto:9"), (2,), 0).codec == "fp32"
+
+
+@pytest.mark.parametrize("operation", ["reduce_scatter sum", "all_gather", "broadcast"])
+def test_a_level_is_for_what_can_make_good_later_what_it_loses(operation: Any) -> None:
+    with pytest.raises(ConfigError, match="is for all_reduce"):
+        check(Call(operation, "float32", 10, "auto:3"))
 
 
 def test_a_hierarchy_has_the_graphs_regions() -> None:

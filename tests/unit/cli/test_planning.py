@@ -107,6 +107,14 @@ def test_another_size_and_codec_can_be_asked_for(told: Any, capsys: pytest.Captu
     assert coded["predicted_s"] < raw["predicted_s"]
 
 
+def test_a_level_is_planned_as_the_codec_that_it_comes_to(told: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = told()
+    found = json.loads(printed(capsys, run, "--mb", "25", "--codec", "auto:5", "--json"))["plan"]
+    reason = next(reason for reason in found["reasons"] if "no route avoids" in reason)
+    assert reason.endswith(found["codec"])
+    assert found["codec"] in printed(capsys, run, "--mb", "25", "--codec", "auto:5")
+
+
 def test_what_nobody_measured_is_told_in_plain_words(told: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run, _ = told(links=[])
     out = printed(capsys, run, "--plan")
@@ -140,6 +148,7 @@ def test_a_member_alone_has_nothing_to_move(told: Any, capsys: pytest.CaptureFix
         (["--mb", "1e12"], "at most 1,000,000 megabytes"),
         (["--mb", "nan"], "--mb nan is not over 0"),
         (["--codec", "int9"], "int9"),
+        (["--codec", "auto:10"], "'auto:1' to 'auto:9'"),
         (["--plan"], "Say it: --mb MEGABYTES"),
     ],
 )

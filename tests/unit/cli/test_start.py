@@ -85,6 +85,8 @@ def test_a_new_runs_codec_goes_with_the_compression_level(conducted: list[Swarm]
     assert cli.main(["start", "--dir", "peer", "--compression-level", "5"]) == 0
     (swarm,) = conducted
     assert swarm.directory.resolved().round.codec == "int4"
+    assert cli.main(["start", "--dir", "far", "--link-mbit", "20"]) == 0
+    assert conducted[1].directory.resolved().round.codec == "int8+zstd:1"
 
 
 def test_an_invitation_makes_it_a_peer_of_that_run_and_is_not_needed_again(conducted: list[Swarm]) -> None:

@@ -69,6 +69,22 @@ def test_a_compression_level_is_a_codec_unless_one_was_named(tmp_path: Path, tex
         resolve(None, flags | {"compression_level": 12}, {})
 
 
+@pytest.mark.parametrize(
+    ("link_mbit", "codec"), [(5, "int4"), (50, "int8+zstd:1"), (500, "int8"), (5000, "grid16+zstd:1")]
+)
+def test_a_level_counts_as_more_over_a_slow_link(text: Path, link_mbit: float, codec: str) -> None:
+    flags = NO_FLAGS | {"data": str(text), "link_mbit": link_mbit}
+    assert resolve(None, flags, {}).round.codec == codec
+    assert resolve(None, flags | {"compression_level": 3}, {}).round.codec == codec
+    assert resolve(None, flags | {"compression_level": 9}, {}).round.codec.startswith("topk")
+    assert resolve(None, flags, {"BARNRAISE_RUN_ROUND__CODEC": "int2"}).round.codec == "int2"
+
+
+def test_a_link_that_carries_nothing_is_refused(text: Path) -> None:
+    with pytest.raises(ConfigError, match=r"bandwidth of 0\.0 Mbit/s carries nothing"):
+        resolve(None, NO_FLAGS | {"data": str(text), "link_mbit": 0.0}, {})
+
+
 def test_the_digest_of_the_text_is_filled_in_and_its_path_made_absolute(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from barnraise.codec.chain import codec_of
-from barnraise.codec.level import CLOUD, DEFAULT, EDGE, LEVELS, SPECS, spec_of
+from barnraise.codec.level import CLOUD, DEFAULT, EDGE, LEVELS, SPECS, level_named, level_over, spec_of
 from barnraise.config import COMPRESSION_LEVELS, RunConfig
 from barnraise.errors import ConfigError
 
@@ -30,6 +30,7 @@ def test_the_defaults() -> None:
     [(None, 3), (1, 5), (9.9, 5), (10, 4), (99, 4), (100, 3), (999, 3), (1e3, 2), (1e4, 1), (1e5, 1)],
 )
 def test_a_slow_link_gets_more_and_a_fast_one_less(megabits: float | None, level: int) -> None:
+    assert level_over(3, megabits) == level
     assert spec_of(3, megabits) == spec_of(level)
 
 
@@ -43,3 +44,17 @@ def test_the_ends_are_ends() -> None:
 def test_what_is_no_level_or_no_bandwidth_is_refused(level: int, megabits: float | None) -> None:
     with pytest.raises(ConfigError, match=r"compression level of|bandwidth of"):
         spec_of(level, megabits)
+
+
+@pytest.mark.parametrize(
+    ("codec", "level"),
+    [("auto", DEFAULT), ("auto:1", 1), ("auto:9", 9), ("int8", None), ("automatic", None), ("", None)],
+)
+def test_a_level_may_stand_in_a_codecs_place(codec: str, level: int | None) -> None:
+    assert level_named(codec) == level
+
+
+@pytest.mark.parametrize("codec", ["auto:", "auto:0", "auto:10", "auto:-1", "auto:3:4", "auto:x", "auto:\u0663"])
+def test_what_stands_there_and_is_no_level_is_refused(codec: str) -> None:
+    with pytest.raises(ConfigError, match="'auto:1' to 'auto:9'"):
+        level_named(codec)

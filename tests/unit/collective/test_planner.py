@@ -11,7 +11,7 @@ from barnraise.codec.chain import codec_of
 from barnraise.collective.cost import FLOAT32, Job, Wire, estimate
 from barnraise.collective.kinds import FLAT, KINDS, schedule_of
 from barnraise.collective.links import LinkProfile, Links
-from barnraise.collective.planner import bottleneck_bytes_s, plan, relabelled
+from barnraise.collective.planner import plan, relabelled
 from barnraise.collective.schedule import check
 from barnraise.errors import ConfigError, LocalError
 
@@ -183,8 +183,3 @@ def test_ranks_may_take_each_other_s_places(kind: str, order: list[int]) -> None
 def test_an_order_names_everybody_once() -> None:
     with pytest.raises(LocalError, match="once"):
         relabelled(schedule_of("ring", 3), [0, 1, 1])
-
-
-def test_the_slowest_host_is_the_bottleneck() -> None:
-    assert bottleneck_bytes_s(with_slow_host(Links.uniform(4, HOMES), 1, 10)) == pytest.approx(1.25e6)
-    assert bottleneck_bytes_s(Links.uniform(1, HOMES)) == float("inf")
