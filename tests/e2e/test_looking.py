@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from barnraise.train.device import choose
+
 SMALL = {
     "MODEL__HIDDEN_SIZE": 32,
     "MODEL__NUM_LAYERS": 1,
@@ -83,7 +85,7 @@ def status_when(place: Path, accept: Callable[[Any], bool]) -> Any:
 def test_a_run_is_seen_from_outside(tmp_path: Path, train: subprocess.Popen[bytes]) -> None:
     found = status_when(tmp_path, lambda found: found["round"] >= 2 and found["round_s"])
     assert [peer["is_alive"] for peer in found["peers"]] == [True] * 3
-    assert found["peers"][0]["status"]["device"] == "cpu"
+    assert found["peers"][0]["status"]["device"] == choose("auto").device.type
     assert found["remaining_s"] > 0
 
     checkpoint = ask(tmp_path, "show")

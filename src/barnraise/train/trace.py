@@ -38,7 +38,10 @@ class Tracer:
         if torch.cuda.is_available():
             activities.append(profiler.ProfilerActivity.CUDA)
         self._round, self._steps = round_, 0
-        self._running = profiler.profile(activities=activities, record_shapes=True, profile_memory=True)
+        # acc_events: there is one cycle; without it, torch 2.11 warns that those of others are forgotten.
+        self._running = profiler.profile(
+            activities=activities, record_shapes=True, profile_memory=True, acc_events=True
+        )
         self._running.start()
 
     def step(self) -> None:
