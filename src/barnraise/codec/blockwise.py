@@ -27,16 +27,16 @@ machine gets the same values.
 from the lowest bits on. int4 is two's complement; of int2 the low bit is the sign, the high bit picks the level.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, cast
 
 import blake3
 import numpy as np
 
-from barnraise.codec.codec import PIECE, Codec, Malformed, Place, Values
+from barnraise.codec.codec import PIECE, Codec, Malformed, Place, Reader, Values
 from barnraise.codec.grid import LIMIT, Bytes, Float32
 from barnraise.codec.kernels import KERNELS
-from barnraise.codec.plain import BLOCKS, LARGEST, Noise
+from barnraise.codec.plain import BLOCKS, LARGEST, Noise, Terms
 from barnraise.errors import LocalError
 
 Bits = Literal[8, 4, 2]
@@ -44,6 +44,7 @@ Rounding = Literal["nearest", "stochastic"]
 DType = np.dtype[np.int16] | np.dtype[np.float32]
 
 NOISE_CONTEXT: Final = "barnraise 1 stochastic rounding"
+TOO_LARGE: Final = "a value is not finite, or 2**127 and more; nothing is sent"
 
 
 class Blockwise:
@@ -64,6 +65,7 @@ class Blockwise:
         self.name = f"int{bits}" + ("s" if rounding == "stochastic" else "")
         self.block = BLOCKS[bits]
         self.scale_bytes = dtype.itemsize * (2 if bits == 2 else 1)
+        self._scale_end = _scale_end(bits, dtype)
 
     def bound_bytes(self, count: int) -> int:
         """Return the size, which is always this."""
@@ -84,7 +86,30 @@ class Blockwise:
             marks = scales[self._scales_bytes(start) : self._scales_bytes(stop)]
             packed = codes[self._codes_bytes(start) : self._codes_bytes(stop)]
             if not KERNELS.quantise(self.bits, values[start:stop], marks, packed, noise):
-                raise LocalError("a value is not finite, or 2**127 and more; nothing is sent")
+                raise LocalError(TOO_LARGE)
+        return size
+
+    def encode_sum(self, terms: Terms, others: Sequence[Reader], out: Bytes) -> int | None:
+        """Add up and encode in one pass over the memory; return the length, or None if there is no such pass for these.
+
+        The values are those that `Reader.add` and `encode` come to one after the other.
+
+        Raises:
+            LocalError: the sum is not finite, or as large as 2**127, and is not to be cut off.
+        """
+        if self.name != "int8" or self.dtype != np.float32:
+            return None
+        if terms.is_own and terms.lost is None and not others:
+            return self.encode(terms.own, out)
+        count, size = len(terms.own), self.bound_bytes(len(terms.own))
+        for array in (terms.own, terms.owed, terms.lost):
+            assert array is None or (array.dtype == np.float32 and array.flags.c_contiguous and len(array) == count)
+        assert len(out) >= size
+        encodings = [other.data for other in others if isinstance(other, BlockReader) and other.is_of(self, size)]
+        if len(encodings) < len(others):
+            return None
+        if not KERNELS.quantise_sum(terms, encodings, out):
+            raise LocalError(TOO_LARGE)
         return size
 
     def reader(self, data: Bytes, count: int, place: Place = Place()) -> "BlockReader":
@@ -97,26 +122,16 @@ class Blockwise:
             raise Malformed(
                 f"{len(data)} bytes instead of {self.bound_bytes(count)} for {count} elements of {self.name}"
             )
-        data = np.ascontiguousarray(data)
-        scales = data[: self._scales_bytes(count)]
-        # As integers floats order alike; a negative one, and what is not finite, is above all that are in range.
-        found = int(scales.view("<u4" if self.dtype == np.float32 else "<u2").max(initial=0))
+        data, border = np.ascontiguousarray(data), self._scales_bytes(count)
+        found = KERNELS.largest(data[:border], self.dtype)
         if found >= self._scale_end:
             shown = np.uint32(found).view(np.float32) if self.dtype == np.float32 else found
             raise Malformed(f"a block's scale of {shown} ({self.name}) is out of range")
-        return BlockReader(self, scales, data[len(scales) :])
+        return BlockReader(self, data, border)
 
     def for_aggregate(self, num_updates: int) -> Codec:
         """Return 8 bits to the nearest."""
         return self if self.name == "int8" else Blockwise(8, self.dtype)
-
-    @property
-    def _scale_end(self) -> int:
-        """Return the first scale that is too large, as the integer its bits are: all codes decode to finite values."""
-        if self.dtype == np.float32:
-            largest = 2.0 ** (128 if self.bits == 2 else 129 - self.bits)
-            return 0x7F800000 if largest >= 2.0**128 else int(np.float32(largest).view(np.uint32))
-        return LIMIT + 1 if self.bits == 2 else -(-(LIMIT + 1) // LARGEST[self.bits]) + 1
 
     def _scales_bytes(self, count: int) -> int:
         return -(-count // self.block) * self.scale_bytes
@@ -143,8 +158,10 @@ class Blockwise:
 class BlockReader:
     """A `Reader` of blocks."""
 
-    def __init__(self, codec: Blockwise, scales: Bytes, codes: Bytes) -> None:
-        self._codec, self._scales, self._codes = codec, scales, codes
+    def __init__(self, codec: Blockwise, data: Bytes, border: int) -> None:
+        """Take an encoding that was checked, whose codes begin at ``border``."""
+        self.data = data
+        self._codec, self._border = codec, border
 
     def read(self, start: int, stop: int, out: Values) -> None:
         """Write elements ``start .. stop`` to ``out[: stop - start]``."""
@@ -160,13 +177,37 @@ class BlockReader:
         assert base.flags.c_contiguous
         KERNELS.dequantise_add(self._codec.bits, *self._from(start), base, out)
 
+    def read_past_cache(self, out: Float32) -> None:
+        """Write all elements to memory that is not read again soon, or is more than a cache holds."""
+        if self._codec.bits != 8:
+            self.read(0, len(out), out)
+            return
+        self._check(0, out)
+        KERNELS.dequantise_past_cache(*self._from(0), out)
+
+    def is_of(self, codec: Blockwise, size_bytes: int) -> bool:
+        """Tell whether this is an encoding of that length, by a codec of the same form."""
+        own = self._codec
+        return own.bits == codec.bits and own.dtype == codec.dtype and len(self.data) == size_bytes
+
     def _check(self, start: int, out: Values) -> None:
         """Make sure of what the kernels trust."""
         assert start % PIECE == 0
-        assert (start + len(out)) * self._codec.bits <= 8 * len(self._codes)
+        assert (start + len(out)) * self._codec.bits <= 8 * (len(self.data) - self._border)
         assert out.dtype == self._codec.dtype
         assert out.flags.c_contiguous
 
     def _from(self, start: int) -> tuple[Bytes, Bytes]:
         codec = self._codec
-        return self._scales[start // codec.block * codec.scale_bytes :], self._codes[start * codec.bits // 8 :]
+        return (
+            self.data[start // codec.block * codec.scale_bytes : self._border],
+            self.data[self._border + start * codec.bits // 8 :],
+        )
+
+
+def _scale_end(bits: Bits, dtype: DType) -> int:
+    """Return the first scale that is too large, as the integer its bits are: all codes decode to finite values."""
+    if dtype == np.float32:
+        largest = 2.0 ** (128 if bits == 2 else 129 - bits)
+        return 0x7F800000 if largest >= 2.0**128 else int(np.float32(largest).view(np.uint32))
+    return LIMIT + 1 if bits == 2 else -(-(LIMIT + 1) // LARGEST[bits]) + 1

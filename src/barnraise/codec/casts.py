@@ -76,7 +76,9 @@ class RawReader:
 
     def add(self, start: int, stop: int, base: Float32, out: Float32) -> None:
         """Write ``base + decoded`` to ``out``."""
-        with np.errstate(over="ignore", invalid="ignore"):  # as in C; who encodes the sum brings it back to what it takes
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # as in C; who encodes the sum brings it back to what it takes
             np.add(base, self._wire[start:stop], out=out)
 
 

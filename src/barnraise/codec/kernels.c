@@ -8,6 +8,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__) && !defined(ONE_TARGET)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -20,6 +23,8 @@
 enum { BLOCK8 = 1024, BLOCK4 = 128, BLOCK2 = 256, LARGEST8 = 127, LARGEST4 = 7, LIMIT = 32767 };
 enum { PEAK_END = 0x7f000000 };   /* 2**127: what is that large is refused */
 enum { PEAK_BEGIN = 0x0d800000 }; /* 2**-100: what is smaller counts as zero, so that no reciprocal overflows */
+enum { MOST = 0x71800000 };       /* 2**100: larger sums are cut off there */
+enum { INFINITE = 0x7f800000 };
 
 /* Which source this is: a library that was built from another one is not loaded. */
 #ifndef SOURCE_DIGEST
@@ -48,6 +53,11 @@ INLINE int32_t peak_f32(const float *x, long n) {
         peak = m > peak ? m : peak;
     }
     return peak;
+}
+
+/* Ask for what is needed next: a block of float32 is a page of memory, and no processor looks ahead past its end. */
+INLINE void fetch(const void *data, long size) {
+    for (long i = 0; i < size; i += 64) __builtin_prefetch((const char *)data + i);
 }
 
 INLINE int32_t peak_i16(const int16_t *x, long n) {
@@ -211,6 +221,7 @@ LEVELS2(int16_t, levels2_i16)
     EXPORT int quantise8_##type(const T *x, long count, uint8_t *scales, uint8_t *codes, const uint16_t *noise) {  \
         int bad = 0;                                                                                                \
         BLOCKS(BLOCK8, {                                                                                            \
+            fetch(x + start + n, n * (long)sizeof(T));                                                              \
             bad |= steps_##type(x + start, n, scales, (int8_t *)codes + start, LARGEST8,                            \
                                 noise ? noise + start : 0);                                                         \
             scales += scale_bytes;                                                                                  \
@@ -243,6 +254,12 @@ QUANTISE(int16_t, i16, 2)
 /* Each body sees `decoded`, the value of element i of the block at `start`; base and out may be the same array. */
 #define EACH(n, body)                              \
     _Pragma("GCC ivdep") for (long i = 0; i < (n); i++) { body }
+
+INLINE float step_at(const uint8_t *scales, long block) {
+    float step;
+    memcpy(&step, scales + 4 * block, 4);
+    return step;
+}
 
 #define DEQUANTISE_F32(name, body)                                                                                    \
     EXPORT void name##8_f32(const uint8_t *scales, const uint8_t *codes, long count, const float *base, float *out) { \
@@ -309,6 +326,115 @@ EXPORT void dequantise2_i16(const uint8_t *scales, const uint8_t *codes, long co
         for (long i = 0; i < n; i++) out[start + i] = values[i];
         scales += 4;
     })
+}
+
+/* Of scales: for floats, as integers, of which a negative one or what is not finite is above all that are in range. */
+EXPORT uint32_t largest_f32(const uint8_t *scales, long count) {
+    uint32_t largest = 0, word;
+    for (long i = 0; i < count; i++) {
+        memcpy(&word, scales + 4 * i, 4);
+        largest = word > largest ? word : largest;
+    }
+    return largest;
+}
+
+EXPORT uint32_t largest_i16(const uint8_t *scales, long count) {
+    uint16_t largest = 0, word;
+    for (long i = 0; i < count; i++) {
+        memcpy(&word, scales + 2 * i, 2);
+        largest = word > largest ? word : largest;
+    }
+    return largest;
+}
+
+/* Past the caches, which need not fetch first what is overwritten: a third faster where they do not hold the whole. */
+INLINE void store_past_cache(float *out, const float *block, long n) {
+#ifdef __SSE__
+    for (long i = 0; i < n; i += 4) _mm_stream_ps(out + i, _mm_load_ps(block + i));
+#else
+    memcpy(out, block, n * sizeof *out);
+#endif
+}
+
+EXPORT void dequantise8_f32_past_cache(const uint8_t *scales, const uint8_t *codes, long count, float *out) {
+    _Alignas(64) float block[BLOCK8];
+    BLOCKS(BLOCK8, {
+        float step = step_at(scales, start / BLOCK8);
+        const int8_t *q = (const int8_t *)codes + start;
+        for (long i = 0; i < n; i++) block[i] = (float)q[i] * step;
+        if (n == BLOCK8 && (uintptr_t)out % 16 == 0)
+            store_past_cache(out + start, block, n);
+        else
+            memcpy(out + start, block, n * sizeof *out);
+    })
+#ifdef __SSE__
+    _mm_sfence();
+#endif
+}
+
+/* ---- sums -------------------------------------------------------------------------------------------------- */
+
+/* What is added up, and then encoded with 8 bits: ((own + owed) weight + what the others' encodings say) / divisor. */
+struct sum {
+    const float *own;
+    const float *owed;            /* or 0 */
+    const uint8_t *const *others; /* their encodings: the scales of all blocks, then the codes */
+    float *lost;                  /* or 0: where goes what the encoding loses, over `share` */
+    int32_t num_others;
+    int32_t cuts_off;             /* sums past 2**100 become that, what is no number becomes 0 */
+    float weight, divisor, share;
+};
+
+/* A power of two is multiplied by its inverse, which is the same and faster. */
+INLINE void divide(float *x, long n, float divisor) {
+    if (divisor == 1) return;
+    if ((magnitude(divisor) & 0x7fffff) == 0)
+        for (long i = 0; i < n; i++) x[i] *= 1 / divisor;
+    else
+        for (long i = 0; i < n; i++) x[i] /= divisor;
+}
+
+INLINE void cut_off(float *x, long n) {
+    if (peak_f32(x, n) < MOST) return;
+    for (long i = 0; i < n; i++) {
+        float most = x[i] < 0 ? -0x1p100f : 0x1p100f;
+        x[i] = magnitude(x[i]) > INFINITE ? 0 : magnitude(x[i]) > MOST ? most : x[i];
+    }
+}
+
+INLINE int sum_block(const struct sum *sum, long start, long n, long scales_bytes, uint8_t *scale, int8_t *q) {
+    _Alignas(64) float x[BLOCK8];
+    const float *own = sum->own + start;
+    fetch(own + n, 4 * n);
+    if (sum->owed)
+        for (long i = 0; i < n; i++) x[i] = (own[i] + sum->owed[start + i]) * sum->weight;
+    else
+        for (long i = 0; i < n; i++) x[i] = own[i] * sum->weight;
+    for (int32_t other = 0; other < sum->num_others; other++) {
+        const uint8_t *encoding = sum->others[other];
+        const int8_t *codes = (const int8_t *)encoding + scales_bytes + start;
+        float step = step_at(encoding, start / BLOCK8);
+        for (long i = 0; i < n; i++) x[i] += (float)codes[i] * step;
+        __asm__("" : "+r"(other)); /* one after the other: gcc would take two at once, element by element */
+    }
+    divide(x, n, sum->divisor);
+    if (sum->cuts_off) cut_off(x, n);
+    if (steps_f32(x, n, scale, q, LARGEST8, 0)) return 1;
+    if (sum->lost) {
+        float step = step_at(scale, 0), *lost = sum->lost + start;
+        for (long i = 0; i < n; i++) lost[i] = x[i] - (float)q[i] * step;
+        divide(lost, n, sum->share);
+    }
+    return 0;
+}
+
+/* 1 if a value is not finite or 2**127 and more. Each block is added up, measured, rounded and done in the L1 cache. */
+EXPORT int quantise8_sum(const struct sum *sum, long count, uint8_t *encoding) {
+    int bad = 0;
+    long scales_bytes = (count + BLOCK8 - 1) / BLOCK8 * 4;
+    int8_t *codes = (int8_t *)encoding + scales_bytes;
+    BLOCKS(BLOCK8, bad |= sum_block(sum, start, n, scales_bytes, encoding + start / BLOCK8 * 4, codes + start);)
+    return bad;
 }
 
 /* ---- 16-bit floats ------------------------------------------------------------------------------------------- */

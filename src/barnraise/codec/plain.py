@@ -3,7 +3,8 @@
 Formats and roundings are `blockwise`'s and `grid`'s; here is arithmetic alone, on whole blocks at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 import numpy as np
@@ -15,10 +16,40 @@ BLOCKS: Final = {8: 1024, 4: 128, 2: 256}
 LARGEST: Final = {8: 127, 4: 7}
 PEAK_BEGIN, PEAK_END = np.float32(2.0**-100), np.float32(2.0**127)
 
+OVERFLOWS: Final = np.errstate(over="ignore", invalid="ignore")
+"""Sums may: whoever adds up looks at them before they are sent."""
+
 Noise = npt.NDArray[np.uint16]
 _Int8 = npt.NDArray[np.int8]
 _Int32 = npt.NDArray[np.int32]
 Format = Literal["half", "bfloat"]
+
+MOST: Final = 2.0**100
+"""Of a sum that is encoded: so many of them do not overflow."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Terms:
+    """What a sum consists of besides encodings, and what becomes of it: ((own + owed) weight + encodings) / divisor."""
+
+    own: Float32
+    """float32[n], contiguous."""
+    owed: Float32 | None = None
+    """float32[n], contiguous: what encodings have lost before."""
+    weight: float = 1.0
+    divisor: float = 1.0
+    cuts_off: bool = False
+    """Numbers that the sum drove past `MOST` become that, what is no number becomes 0: each number that comes from a peer
+    is finite, their sum need not be, an error here would be ours, and what is lost can be fed back. Else no codec takes
+    what is not finite."""
+    lost: Float32 | None = None
+    """float32[n], contiguous: where to write what the sum's encoding loses of it, over ``share``."""
+    share: float = 1.0
+
+    @property
+    def is_own(self) -> bool:
+        """Tell whether the sum is nothing but what we bring in, as it is."""
+        return self.owed is None and self.weight == 1.0 and self.divisor == 1.0 and not self.cuts_off
 
 
 class Plain:
@@ -38,17 +69,42 @@ class Plain:
                 _encode_steps(rows, marks, target, bits, dither)
         return True
 
+    def largest(self, scales: Bytes, dtype: np.dtype[np.float32] | np.dtype[np.int16]) -> int:
+        """Return the largest scale of values of a type, as the unsigned integer its bits are; 0 if there is none."""
+        return int(scales.view("<u4" if dtype == np.float32 else "<u2").max(initial=0))
+
     def dequantise(self, bits: int, scales: Bytes, codes: Bytes, out: Float32 | Int16) -> None:
         """Write the decoded values."""
         for rows, _, packed, blocks in _groups(out, bits):
             marks = scales.reshape(-1, _scale_bytes(bits, out.dtype))[blocks]
             rows[...] = _decoded(bits, marks, codes[packed].reshape(len(rows), -1), out.dtype)[:, : rows.shape[1]]
 
+    @OVERFLOWS
     def dequantise_add(self, bits: int, scales: Bytes, codes: Bytes, base: Float32, out: Float32) -> None:
         """Write ``base`` plus the decoded values."""
         decoded = np.empty_like(out)
         self.dequantise(bits, scales, codes, decoded)
         np.add(base, decoded, out=out)
+
+    def dequantise_past_cache(self, scales: Bytes, codes: Bytes, out: Float32) -> None:
+        """Write the decoded values."""
+        self.dequantise(8, scales, codes, out)
+
+    @OVERFLOWS
+    def quantise_sum(self, terms: Terms, others: Sequence[Bytes], out: Bytes) -> bool:
+        """Add up, write scales and codes with 8 bits, and what they lose; tell whether all was below 2**127."""
+        values, border = np.empty_like(terms.own), 4 * -(-len(terms.own) // BLOCKS[8])
+        start(terms, values)
+        for other in others:
+            self.dequantise_add(8, other[:border], other[border:], values, values)
+        finish(terms, values)
+        scales, codes = out[:border], out[border : border + len(values)]
+        if not self.quantise(8, values, scales, codes, None):
+            return False
+        if terms.lost is not None:
+            self.dequantise(8, scales, codes, terms.lost)
+            note_loss(terms, values)
+        return True
 
     def to_float16(self, kind: Format, values: Float32, data: Bytes) -> None:
         """Round to 16-bit floats; what is too large becomes the largest."""
@@ -67,6 +123,7 @@ class Plain:
         else:
             np.left_shift(data.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32)
 
+    @OVERFLOWS
     def add_float16(self, kind: Format, data: Bytes, base: Float32, out: Float32) -> None:
         """Write ``base`` plus the values of finite 16-bit floats."""
         decoded = np.empty_like(out)
@@ -88,6 +145,43 @@ class Plain:
         """Write what the grid values ``decoded`` lack of the floats that were wanted."""
         np.multiply(decoded, np.float32(2.0**-exponent), out=lost, dtype=np.float32)
         np.subtract(wanted, lost, out=lost)
+
+
+def start(terms: Terms, out: Float32) -> None:
+    """Write what we bring into a sum."""
+    if terms.owed is None:
+        np.copyto(out, terms.own)
+    else:
+        np.add(terms.own, terms.owed, out=out)
+    if terms.weight != 1.0:
+        np.multiply(out, np.float32(terms.weight), out=out)
+
+
+def finish(terms: Terms, sums: Float32) -> None:
+    """Divide, and bring back what codecs do not take."""
+    divide(sums, terms.divisor)
+    if terms.cuts_off and len(sums) and not max(float(sums.max()), -float(sums.min())) < MOST:  # true for nan, too
+        np.nan_to_num(sums, copy=False, nan=0.0, posinf=MOST, neginf=-MOST)
+        np.clip(sums, -MOST, MOST, out=sums)
+
+
+def note_loss(terms: Terms, sums: Float32) -> None:
+    """Turn what the encoding of a sum decodes to, in ``lost``, into what it lost."""
+    assert terms.lost is not None
+    np.subtract(sums, terms.lost, out=terms.lost)
+    divide(terms.lost, terms.share)
+
+
+def divide(values: Float32 | npt.NDArray[np.float64], divisor: float) -> None:
+    """Divide in place. By a power of two it is a product, which is the same and faster; by others it is not: three times
+    a whole number is three times too much exactly."""
+    if divisor == 1.0:
+        return
+    kind = values.dtype.type
+    if np.frexp(divisor)[0] == 0.5:
+        np.multiply(values, kind(1.0 / divisor), out=values)
+    else:
+        np.true_divide(values, kind(divisor), out=values)
 
 
 def _scale_bytes(bits: int, dtype: np.dtype[np.float32] | np.dtype[np.int16]) -> int:

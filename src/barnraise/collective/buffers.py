@@ -6,31 +6,39 @@ the input is never copied; what is sent before anything came is sealed straight 
 
     RawBuffers     chunks travel as they are in memory. A finished chunk is opened straight into ``work``: no copy.
     CodedBuffers   chunks are encoded on each hop, decoded and added in float32. Whoever finishes one encodes it once
-                   more; these bytes go to everybody verbatim, and everybody's result is what they decode to.
+                   more; these bytes go to everybody verbatim, and everybody's result is what they decode to. What comes
+                   stays encoded until it is added up and encoded in its turn, in one pass where the codec has one.
 
 One thread calls ``payload``, another one all the rest; the program's order keeps them off each other's chunks. What
 comes from a peer is checked, and raises `Malformed`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from barnraise.codec.codec import PIECE, Codec, Malformed, Place, Reader
+from barnraise.codec.blockwise import BlockReader
+from barnraise.codec.codec import Codec, Malformed, Place, Reader
 from barnraise.codec.feedback import Residual
 from barnraise.codec.grid import Bytes, Float32
+from barnraise.codec.plain import Terms, divide
+from barnraise.codec.sums import add_up, encode_sum
 from barnraise.collective.program import Chunk, Program, Receive, Send
 from barnraise.collective.schedule import Action, Schedule
 
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 CACHE_LINE_BYTES: Final = 64
-MOST: Final = 2.0**100
-"""Of a sum that is encoded: so many of them do not overflow."""
+SPARE_BYTES: Final = CACHE_LINE_BYTES
+"""Behind a chunk that is only passing through: a stream opens a frame where it came to lie, if its seal has room there."""
+MAX_WAITING: Final = 4
+"""Encodings of a chunk that wait to be added up together: one over 4 bytes an element each, whatever the schedule."""
+LARGE_BYTES: Final = 4 << 20
+"""From here on a result is written past the caches: it takes a third less, and more would not stay in a core's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +91,8 @@ class Scratch:
 
     def fit(self, frame_bytes: int, chunk_bytes: int) -> None:
         """Make room for frames and for chunks of numbers."""
-        if len(self.receiving) < frame_bytes:
-            self.sending, self.receiving = aligned(frame_bytes), aligned(frame_bytes)
+        if len(self.sending) < frame_bytes:
+            self.sending, self.receiving = aligned(frame_bytes), aligned(frame_bytes + SPARE_BYTES)
         if len(self.own_sending) < chunk_bytes:
             self.own_sending, self.own_receiving = aligned(chunk_bytes), aligned(chunk_bytes)
 
@@ -97,7 +105,7 @@ class Buffers(Protocol):
         ...
 
     def room(self, receive: Receive) -> memoryview:
-        """Return where the next chunk goes, as large as it may be."""
+        """Return where the next chunk goes, at least as large as it may be; all of it may be overwritten."""
         ...
 
     def arrived(self, receive: Receive, size_bytes: int) -> None:
@@ -134,7 +142,7 @@ class RawBuffers:
         self._values = scratch.receiving.view(own.dtype)
         for chunk in program.finished:
             self._own.write(chunk, self._work[chunk.start : chunk.stop])
-            _divide(self._work[chunk.start : chunk.stop], task.divisor)
+            divide(self._work[chunk.start : chunk.stop], task.divisor)
 
     def payload(self, send: Send) -> memoryview:
         """Return what to send."""
@@ -153,7 +161,7 @@ class RawBuffers:
         low, high = receive.chunk.start * self._item_bytes, receive.chunk.stop * self._item_bytes
         if receive.action is Action.COPY:
             return self._work_bytes[low:high]
-        return self._receiving[: high - low]
+        return self._receiving[: high - low + SPARE_BYTES]
 
     def arrived(self, receive: Receive, size_bytes: int) -> None:
         """Add what came; a finished chunk is where it belongs already."""
@@ -169,7 +177,7 @@ class RawBuffers:
         else:
             np.add(sums, self._values[:count], out=sums)
         if receive.finishes:
-            _divide(sums, self._task.divisor)
+            divide(sums, self._task.divisor)
 
     def write_result(self, out: Vector) -> None:
         """Copy the result."""
@@ -195,7 +203,7 @@ class CodedBuffers:
     Args:
         task: what to do, in float32.
         program: this rank's.
-        store: where sums and finished encodings are put.
+        store: where encodings are put, and sums of more than `MAX_WAITING` of them.
         scratch: for chunks under way.
         codecs: how they travel.
         chunks: all chunks of the vector, in order, the same list on all ranks.
@@ -211,105 +219,129 @@ class CodedBuffers:
         chunks: Sequence[Chunk],
     ) -> None:
         self._task, self._scratch, self._codecs = task, scratch, codecs
-        self._own = _Own(task)
-        self._work = store.work(len(task.own), np.dtype(np.float32))
-        counts = {chunk.stop - chunk.start for chunk in chunks}
         # Not of the longest chunk alone: a codec may send a short one in another way, which takes more.
-        scratch.fit(max(map(codecs.sending.bound_bytes, counts), default=0), 4 * max(counts, default=0))
-        self._places = {chunk: Place(task.seed, index) for index, chunk in enumerate(chunks)}
-        bounds = [codecs.finishing.bound_bytes(chunk.stop - chunk.start) for chunk in chunks]
-        ends = np.cumsum([0, *bounds]).tolist()
-        self._arena = store.arena(ends[-1])
-        self._slots = dict(zip(chunks, pairwise(ends), strict=True))
-        self._sizes: dict[Chunk, int] = {}
-        self._readers: dict[Chunk, Reader] = {}
+        counts = {chunk.stop - chunk.start for chunk in chunks}
+        coming = {count: _slot_bytes(codecs.receiving, count) for count in counts}
+        finished = {count: _slot_bytes(codecs.finishing, count) for count in counts}
+        scratch.fit(max(coming.values(), default=0), 4 * max(counts, default=0))
+        terms = Counter(receive.chunk for receive in program.receives if receive.action is Action.REDUCE)
+        self._parts: dict[int, _Part] = {}
+        end = 0
+        for index, chunk in enumerate(chunks):
+            count = chunk.stop - chunk.start
+            ends = [end, end + finished[count]]
+            ends += [ends[1] + coming[count] * (place + 1) for place in range(min(terms[chunk], MAX_WAITING))]
+            end = ends[-1]
+            self._parts[chunk.start] = _Part(chunk, Place(task.seed, index), ends)
+        self._arena = store.arena(end)
+        is_full = max(terms.values(), default=0) > MAX_WAITING
+        self._work = store.work(len(task.own) if is_full else 0, np.dtype(np.float32))
         for chunk in program.finished:
-            self._own.write(chunk, self._sums(chunk))
-            self._finish(chunk)
+            self._finish(self._parts[chunk.start])
 
     def payload(self, send: Send) -> memoryview:
         """Encode a sum, or hand on a finished chunk's bytes."""
-        chunk = send.chunk
+        part = self._parts[send.chunk.start]
         if send.action is Action.COPY:
-            start = self._slots[chunk][0]
-            return self._arena[start : start + self._sizes[chunk]].data
-        values = self._given(chunk, self._scratch.own_sending) if send.is_first else self._sums(chunk)
-        codec, place, room = self._codecs.sending, self._places[chunk], self._scratch.sending
-        if not send.is_first:
-            _tame(values)
-        size = codec.encode(values, room, place)
-        if self._task.residual is not None:
-            reader = codec.reader(room[:size], len(values), place)
-            self._note_loss(chunk, values, reader, self._task.weight)
+            start = part.ends[0]
+            return self._arena[start : start + part.size_bytes].data
+        room = self._scratch.sending
+        terms = self._terms(part, 1.0, cuts_off=not send.is_first)
+        size = encode_sum(self._codecs.sending, terms, part.waiting, room, part.place, self._scratch.own_sending)
+        part.waiting.clear()
         return room[:size].data
 
     def room(self, receive: Receive) -> memoryview:
         """Return where the next encoding goes."""
-        chunk = receive.chunk
+        part = self._parts[receive.chunk.start]
         if receive.action is Action.COPY:
-            start, stop = self._slots[chunk]
-            return self._arena[start:stop].data
-        return self._scratch.receiving[: self._codecs.receiving.bound_bytes(chunk.stop - chunk.start)].data
+            return self._arena[part.ends[0] : part.ends[1]].data
+        if len(part.waiting) == MAX_WAITING:
+            self._add_up(part)
+        place = 1 + len(part.waiting)
+        return self._arena[part.ends[place] : part.ends[place + 1]].data
 
     def arrived(self, receive: Receive, size_bytes: int) -> None:
-        """Decode and add a sum, or check and keep a finished chunk."""
-        chunk = receive.chunk
+        """Check and keep what came; where it was the last term of a sum that is ours, finish that."""
+        part = self._parts[receive.chunk.start]
         if receive.action is Action.COPY:
-            self._keep(chunk, size_bytes)
+            self._keep(part, size_bytes)
             return
-        data = self._scratch.receiving[:size_bytes]
-        reader = self._codecs.receiving.reader(data, chunk.stop - chunk.start, self._places[chunk])
-        sums = self._sums(chunk)
-        base = self._given(chunk, self._scratch.own_receiving) if receive.is_first else sums
-        reader.add(0, len(sums), base, sums)
+        start = part.ends[1 + len(part.waiting)]
+        data, count = self._arena[start : start + size_bytes], part.stop - part.start
+        part.waiting.append(self._codecs.receiving.reader(data, count, part.place))
         if receive.finishes:
-            self._finish(chunk)
+            self._finish(part)
 
     def write_result(self, out: Vector) -> None:
         """Decode all chunks that were finished, here or elsewhere, straight into ``out``."""
-        for chunk, reader in self._readers.items():
-            reader.read(0, chunk.stop - chunk.start, out[chunk.start : chunk.stop])  # type: ignore[arg-type]  # float32, as the task is
+        is_large = out.nbytes >= LARGE_BYTES
+        for part in self._parts.values():
+            room: Float32 = out[part.start : part.stop]  # type: ignore[assignment]  # float32, as the task is
+            if is_large and isinstance(part.reader, BlockReader):
+                part.reader.read_past_cache(room)
+            elif part.reader is not None:
+                part.reader.read(0, len(room), room)
 
-    def _finish(self, chunk: Chunk) -> None:
-        sums = self._sums(chunk)
-        _divide(sums, self._task.divisor)
-        _tame(sums)
-        start, stop = self._slots[chunk]
-        size = self._codecs.finishing.encode(sums, self._arena[start:stop], self._places[chunk])
-        reader = self._keep(chunk, size)
-        if self._task.residual is not None:
-            self._note_loss(chunk, sums, reader, self._task.weight / self._task.divisor)
+    def _finish(self, part: "_Part") -> None:
+        terms = self._terms(part, self._task.divisor, cuts_off=True)
+        out, room = self._arena[part.ends[0] : part.ends[1]], self._scratch.own_receiving
+        self._keep(part, encode_sum(self._codecs.finishing, terms, part.waiting, out, part.place, room))
+        part.waiting.clear()
 
-    def _keep(self, chunk: Chunk, size: int) -> Reader:
-        start = self._slots[chunk][0]
-        data = self._arena[start : start + size]
-        reader = self._codecs.finishing.reader(data, chunk.stop - chunk.start, self._places[chunk])
-        self._readers[chunk] = reader
-        self._sizes[chunk] = size
-        return reader
+    def _keep(self, part: "_Part", size_bytes: int) -> None:
+        data = self._arena[part.ends[0] : part.ends[0] + size_bytes]
+        part.reader = self._codecs.finishing.reader(data, part.stop - part.start, part.place)
+        part.size_bytes = size_bytes
 
-    def _note_loss(self, chunk: Chunk, values: Float32, reader: Reader, factor: float) -> None:
-        """Stage what an encoding of ours lost, as a part of our own input, ``factor`` times which is in ``values``.
+    def _terms(self, part: "_Part", divisor: float, *, cuts_off: bool) -> Terms:
+        """Return what we bring into a sum. What encoding it loses is staged as a part of our own input.
 
         Each element is in one encoding of ours: a rank gives a part's sum away once, or finishes it.
         """
-        residual = self._task.residual
-        assert residual is not None
-        staged = residual.staged[chunk.start : chunk.stop]
-        for start, stop in _pieces(len(values)):
-            decoded = np.empty(stop - start, np.float32)
-            reader.read(start, stop, decoded)
-            np.subtract(values[start:stop], decoded, out=staged[start:stop])
-        if factor != 1.0:
-            np.true_divide(staged, np.float32(factor), out=staged)
+        task, start, stop = self._task, part.start, part.stop
+        terms = Terms(own=task.own[start:stop], weight=task.weight, divisor=divisor, cuts_off=cuts_off)  # type: ignore[arg-type]  # float32, as the task is
+        if task.residual is not None:
+            terms.owed = task.residual.kept[start:stop]
+            terms.lost, terms.share = task.residual.staged[start:stop], task.weight / divisor
+        if part.is_added:
+            terms.own, terms.owed, terms.weight = self._work[start:stop], None, 1.0  # type: ignore[assignment]  # made as float32
+        return terms
 
-    def _given(self, chunk: Chunk, room: Bytes) -> Float32:
-        values: Float32 = self._own.values(chunk, room)  # type: ignore[assignment]  # float32, as the task is
-        return values
+    def _add_up(self, part: "_Part") -> None:
+        """Make room for more terms of a sum."""
+        sums: Float32 = self._work[part.start : part.stop]  # type: ignore[assignment]  # made as float32
+        add_up(self._terms(part, 1.0, cuts_off=False), part.waiting, sums)
+        part.waiting.clear()
+        part.is_added = True
 
-    def _sums(self, chunk: Chunk) -> Float32:
-        sums: Float32 = self._work[chunk.start : chunk.stop]  # type: ignore[assignment]  # made as float32
-        return sums
+
+class _Part:
+    """A chunk, and what of it is here.
+
+    Args:
+        chunk: which one.
+        place: the same for codecs.
+        ends: where in the arena its finished encoding lies, and behind it those that wait to be added up: the start of the
+            first, and the end of each.
+    """
+
+    __slots__ = ("ends", "is_added", "place", "reader", "size_bytes", "start", "stop", "waiting")
+
+    def __init__(self, chunk: Chunk, place: Place, ends: Sequence[int]) -> None:
+        self.start, self.stop, self.place, self.ends = chunk.start, chunk.stop, place, ends
+        self.waiting: list[Reader] = []
+        self.is_added = False
+        """Our own values, and what waited once, are in ``Store.work``."""
+        self.reader: Reader | None = None
+        """Of the finished encoding."""
+        self.size_bytes = 0
+        """That it has."""
+
+
+def _slot_bytes(codec: Codec, count: int) -> int:
+    """Return how much room an encoding of so many elements gets, in whole cache lines."""
+    return -(-(codec.bound_bytes(count) + SPARE_BYTES) // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
 
 
 class _Own:
@@ -357,32 +389,5 @@ def aligned(size_bytes: int) -> Bytes:
     return raw[start : start + size_bytes]
 
 
-def _divide(values: Vector, divisor: float) -> None:
-    """Divide in place. By a power of two it is a product, which is the same and faster; by others it is not: three times
-    a whole number is three times too much exactly."""
-    if divisor == 1.0:
-        return
-    kind = values.dtype.type
-    if np.frexp(divisor)[0] == 0.5:
-        np.multiply(values, kind(1.0 / divisor), out=values)
-    else:
-        np.true_divide(values, kind(divisor), out=values)
-
-
-def _tame(values: Float32) -> None:
-    """Bring a sum that peers' numbers drove out of what codecs take (2**127) back into it; what is no number is 0.
-
-    Each number that comes is finite, their sum need not be; an error here would be ours, and what is lost is fed back.
-    """
-    if len(values) and not max(float(values.max()), -float(values.min())) < MOST:  # true for nan, too
-        np.nan_to_num(values, copy=False, nan=0.0, posinf=MOST, neginf=-MOST)
-        np.clip(values, -MOST, MOST, out=values)
-
-
 def _view(values: Vector) -> memoryview:
     return values.view(np.uint8).data
-
-
-def _pieces(count: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, PIECE):
-        yield start, min(start + PIECE, count)

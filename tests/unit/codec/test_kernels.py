@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from barnraise.codec import kernels
 from barnraise.codec.grid import Float32, Int16
 from barnraise.codec.kernels import COMPILED, Kernels
-from barnraise.codec.plain import BLOCKS, Noise, Plain
+from barnraise.codec.plain import BLOCKS, Noise, Plain, Terms
 
 ROOT = Path(__file__).parents[3]
 SIZES = st.one_of(st.integers(0, 12), *(st.integers(size - 3, size + 3) for size in (128, 256, 1024, 3072)))
@@ -68,6 +68,57 @@ def test_blocks(bits: int, is_float: bool, is_noisy: bool, size: int, seed: int)
 
 @compiled
 @settings(deadline=None)
+@given(
+    size=SIZES,
+    num_others=st.integers(0, 4),
+    weight=st.sampled_from([1.0, 0.25, 3.0]),
+    divisor=st.sampled_from([1.0, 2.0, 7.0, 1e-9]),
+    is_fed=st.booleans(),
+    seed=st.integers(0, 1 << 32),
+)
+def test_sums(size: int, num_others: int, weight: float, divisor: float, is_fed: bool, seed: int) -> None:
+    own, owed = values_of(np.float32, size, seed), values_of(np.float32, size, seed + 1)
+    assert own.dtype == owed.dtype == np.float32
+    own = own.astype(np.float32)
+    own[seed % 7 :: 97] = [np.nan, np.inf, -np.inf, 1.3e30, -1.3e30, 3e38, -0.0][seed % 7]
+    generator = np.random.default_rng(seed)
+    border = 4 * -(-size // 1024)
+    others = [np.frombuffer(generator.bytes(border + size), np.uint8).copy() for _ in range(num_others)]
+    for other in others:
+        other[:border] &= 0x3F
+
+    def work(chosen: Kernels) -> list[np.ndarray]:
+        lost = np.full(size, 99, np.float32)
+        terms = Terms(own=own, weight=weight, divisor=divisor, cuts_off=True)
+        if is_fed:
+            terms.owed, terms.lost, terms.share = owed.astype(np.float32), lost, weight / divisor
+        out = np.full(border + size, 0xEE, np.uint8)
+        assert chosen.quantise_sum(terms, others, out)
+        return [out, lost]
+
+    with np.errstate(all="ignore"):
+        both(work)
+
+
+@compiled
+@settings(deadline=None)
+@given(size=SIZES, offset=st.integers(0, 5), seed=st.integers(0, 1 << 32))
+def test_values_that_go_past_the_cache(size: int, offset: int, seed: int) -> None:
+    values = values_of(np.float32, size, seed)
+    marks, codes = np.empty(4 * -(-size // 1024), np.uint8), np.empty(size, np.uint8)
+    assert COMPILED is not None
+    assert COMPILED.quantise(8, values, marks, codes, None)
+
+    def work(chosen: Kernels) -> list[np.ndarray]:
+        room = np.full(size + 10, 99, np.float32)
+        chosen.dequantise_past_cache(marks, codes, room[offset : offset + size])
+        return [room]
+
+    both(work)
+
+
+@compiled
+@settings(deadline=None)
 @given(bits=st.sampled_from([8, 4, 2]), is_float=st.booleans(), size=SIZES, seed=st.integers(0, 1 << 32))
 def test_bytes_that_no_encoder_made(bits: int, is_float: bool, size: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -79,7 +130,8 @@ def test_bytes_that_no_encoder_made(bits: int, is_float: bool, size: int, seed: 
     def work(chosen: Kernels) -> list[np.ndarray]:
         decoded = np.full(size, 99, dtype)
         chosen.dequantise(bits, marks, codes, decoded)
-        return [decoded]
+        raw = np.frombuffer(codes.tobytes()[: len(codes) // 4 * 4], np.uint8)  # any bits, at any address
+        return [decoded, np.array([chosen.largest(each, decoded.dtype) for each in (marks, raw, raw[4:])])]
 
     both(work)
 
@@ -128,6 +180,7 @@ def test_both_notice_what_is_not_finite(chosen: Kernels, value: float, place: in
     for bits in (8, 4, 2):
         marks, codes = np.empty(64, np.uint8), np.empty(300, np.uint8)
         assert not chosen.quantise(bits, values, marks, codes, None)
+    assert not chosen.quantise_sum(Terms(own=values), [], np.empty(304, np.uint8))
     assert not chosen.to_grid(values.copy(), np.zeros(300, np.float32), 10, np.empty(300, np.int16))
     assert not chosen.to_grid(np.zeros(300, np.float32), values, 10, np.empty(300, np.int16))
 

@@ -11,6 +11,7 @@ from barnraise.codec.codec import Malformed
 from barnraise.codec.feedback import Residual
 from barnraise.collective import kinds
 from barnraise.collective.buffers import (
+    MAX_WAITING,
     Buffers,
     Codecs,
     CodedBuffers,
@@ -240,6 +241,45 @@ def test_a_sum_that_is_too_large_to_be_encoded_is_cut_off_alike_everywhere(kind:
     assert len({result.tobytes() for result in results}) == 1
     assert np.isfinite(results[0]).all()
     assert (results[0] > 1e30).all()
+
+
+@pytest.mark.parametrize("kind", ["shards", "centralised"])
+@pytest.mark.parametrize("spec", ["int8", "int4", "bf16", "topk:0.1"])
+def test_however_many_encodings_wait_the_sum_is_the_same(kind: str, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 2 * MAX_WAITING + 2
+    given = vectors(count, 1000)
+    found = []
+    for most in (MAX_WAITING, 1, count):
+        monkeypatch.setattr("barnraise.collective.buffers.MAX_WAITING", most)
+        residuals = [Residual(1000) for _ in range(count)]
+        ranks = Ranks(kinds.schedule_of(kind, count), spec)
+        for number in range(2):
+            tasks = [
+                Task(own=vector, weight=1.0 + rank, divisor=55.0, seed=number, residual=residual)
+                for rank, (vector, residual) in enumerate(zip(given, residuals, strict=True))
+            ]
+            results = ranks.carry_out(tasks)
+            for residual in residuals:
+                residual.commit()
+        assert len({result.tobytes() for result in results}) == 1
+        found.append((results[0].tobytes(), [residual.kept.tobytes() for residual in residuals]))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("spec", ["int8", "int4", "int2", "bf16"])
+def test_a_large_result_is_written_past_the_caches_and_is_the_same(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, results = vectors(3, 5000), []
+    for large_bytes in (0, 1 << 30):
+        monkeypatch.setattr("barnraise.collective.buffers.LARGE_BYTES", large_bytes)
+        results += Ranks(kinds.schedule_of("ring", 3), spec).carry_out([Task(own=vector) for vector in given])
+    assert len({result.tobytes() for result in results}) == 1
+
+
+def test_sums_that_are_encoded_take_no_memory_of_their_own() -> None:
+    ranks = Ranks(kinds.schedule_of("ring", 3), "int8")
+    ranks.carry_out([Task(own=vector) for vector in vectors(3, 30_000)])
+    for store in ranks.stores:
+        assert len(store.work(0, np.dtype(np.float32)).base) < 1000
 
 
 @pytest.mark.parametrize("spec", ["fp32", "int8"])
