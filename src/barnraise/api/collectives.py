@@ -15,9 +15,10 @@ from typing import Final, NoReturn
 import numpy as np
 import structlog
 
+from barnraise.api.attempt import Attempt, Halted, Party, Trouble, Work
 from barnraise.api.choice import Choice, goes_by_links
 from barnraise.api.plans import HandOn, Input, Plans
-from barnraise.api.pump import Attempt, Halted, Party, Pump, Trouble, Work
+from barnraise.api.pump import Pump
 from barnraise.api.streams import Begin, Call, Streams
 from barnraise.api.vigil import Late, Vigil
 from barnraise.collective import adoption

@@ -11,17 +11,14 @@ thread that is stuck in a frame is freed by `Pump.free`, which costs that stream
 """
 
 import contextlib
-import enum
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Final, NoReturn
 
-from barnraise.api.streams import MAX_CONTROL_BYTES, Begin, Call, Done, Halt, Incoming, Outgoing, Streams
+from barnraise.api.attempt import Attempt, Halted, Party, Trouble
+from barnraise.api.streams import MAX_CONTROL_BYTES, Begin, Done, Halt, Incoming, Outgoing, Streams
 from barnraise.codec.codec import Malformed
-from barnraise.collective.buffers import Buffers
-from barnraise.collective.program import Program, Receive, Run, Send
 from barnraise.errors import ConfigError, PeerError, Unavailable
 from barnraise.ids import PeerId
 from barnraise.net.frames import MAX_PAYLOAD_BYTES
@@ -29,235 +26,6 @@ from barnraise.net.frames import MAX_PAYLOAD_BYTES
 JOIN_S: Final = 5.0
 MIN_WEIGHT: Final = 1e-12
 """Of an input, and one over it the most: no sum of 256 of them leaves float32, nor does one over it."""
-
-
-class Trouble(enum.Enum):
-    """What was wrong with a peer."""
-
-    BROKEN = "broken"
-    """The stream to or from it."""
-    DAMAGED = "damaged"
-    """What it sent."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """Why an attempt failed here."""
-
-    rank: int
-    """Of the group, at fault as far as can be seen from here."""
-    trouble: Trouble
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What an attempt does, once all is known that it takes."""
-
-    program: Program
-    buffers: Buffers
-
-
-@dataclass(frozen=True, slots=True)
-class Party:
-    """Somebody else who takes part."""
-
-    rank: int
-    """In the group."""
-    peer: PeerId
-
-
-class Halted(Exception):
-    """Within a pump: the attempt was stopped."""
-
-
-class Attempt:
-    """One try at one collective.
-
-    Args:
-        begin: what is said before the first frame on each stream.
-        parties: all members by their place in the schedule.
-        place: our place among them.
-        prepare: makes the work of the weights of all, by place. Called in the receiving thread.
-        is_meeting: everybody hears from everybody before the work begins; else the weights are 1, and who has nothing
-            to receive from a rank does not hear from it.
-        is_closing: everybody hears from everybody, at the end, that all is done there.
-        on_failure: told of a failure, in one of the two threads.
-        on_given: told that all is sent, where the attempt was given to `Pump.give`.
-    """
-
-    def __init__(
-        self,
-        *,
-        begin: Begin,
-        parties: Sequence[Party],
-        place: int,
-        prepare: Callable[[Sequence[float]], Work],
-        is_meeting: bool = False,
-        is_closing: bool = False,
-        on_failure: Callable[["Attempt"], None] = lambda attempt: None,
-        on_given: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.begin = begin
-        self.parties = tuple(parties)
-        self.place = place
-        self.is_meeting, self.is_closing = is_meeting, is_closing
-        self.on_given = on_given
-        self.failure: Failure | None = None
-        self.crash: BaseException | None = None
-        self.receiving_from: Party | None = None
-        self.sending_to: Party | None = None
-        self.is_stopped = self.is_given = False
-        self._prepare = prepare
-        self._on_failure = on_failure
-        self._turn = threading.Condition()
-        self._is_sender_asleep = self._is_receiver_asleep = False
-        self._is_sender_out = False
-        self._run: Run | None = None
-        self._buffers: Buffers | None = None
-
-    # ---- what both threads ask --------------------------------------------------------------------------------
-
-    def prepare(self, weights: Sequence[float]) -> None:
-        """Make the work, and let the sender begin."""
-        work = self._prepare(weights)
-        with self._turn:
-            self._buffers, self._run = work.buffers, Run(work.program)
-            self._turn.notify_all()
-
-    def prepare_alone(self) -> None:
-        """Make the work, where that takes nothing from the others."""
-        if not self.is_meeting:
-            self.prepare([1.0] * len(self.parties))
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Return a pair of numbers that change as long as it moves."""
-        return (-1, -1) if self._run is None else (self._run.num_sent, self._run.num_received)
-
-    @property
-    def waits_for(self) -> Party | None:
-        """Return who must do something next: send us a chunk, or take one from us."""
-        if self._run is None or self._run.next_receive() is not None:
-            return self.receiving_from
-        return self.sending_to or self.receiving_from
-
-    @property
-    def run(self) -> Run:
-        """Return how far it is; it was prepared."""
-        assert self._run is not None
-        return self._run
-
-    @property
-    def buffers(self) -> Buffers:
-        """Return where everything lies; it was prepared."""
-        assert self._buffers is not None
-        return self._buffers
-
-    def others(self) -> list[Party]:
-        """Return whom our `Begin` is for: all, or those to whom we send."""
-        if self.is_meeting or self.is_closing:
-            count = len(self.parties)
-            return [self.parties[(self.place + offset) % count] for offset in range(1, count)]
-        return [self.parties[to] for to in dict.fromkeys(send.to for send in self.run.program.sends)]
-
-    def wait_until_prepared(self) -> None:
-        """Sleep until there is work. Raises `Halted`."""
-        with self._turn:
-            while self._run is None and not self.is_stopped:
-                self._turn.wait()
-        self._check()
-
-    def next_send(self) -> Send | None:
-        """Sleep until there is something to send; None: all is sent. Raises `Halted`."""
-        run = self.run
-        send = run.next_send()
-        if send is None and not run.is_sent:
-            with self._turn:
-                self._is_sender_asleep = True
-                while not self.is_stopped and (send := run.next_send()) is None:
-                    self._turn.wait()
-                self._is_sender_asleep = False
-        if self.is_stopped:
-            raise Halted
-        return send
-
-    def next_receive(self) -> Receive | None:
-        """Sleep until something may be received; None: all is here. Raises `Halted`."""
-        run = self.run
-        receive = run.next_receive()
-        if receive is None and not run.is_received:
-            with self._turn:
-                self._is_receiver_asleep = True
-                while not self.is_stopped and (receive := run.next_receive()) is None:
-                    self._turn.wait()
-                self._is_receiver_asleep = False
-        if self.is_stopped:
-            raise Halted
-        return receive
-
-    def wait_until_received(self) -> None:
-        """Sleep until all is here. Raises `Halted`."""
-        with self._turn:
-            self._is_sender_asleep = True
-            while not self.is_stopped and not self.run.is_received:
-                self._turn.wait()
-            self._is_sender_asleep = False
-        self._check()
-
-    def note_sent(self) -> None:
-        """Count a send."""
-        self.run.note_sent()
-        if self._is_receiver_asleep:
-            self.wake()
-
-    def note_received(self) -> None:
-        """Count a receive."""
-        run = self.run
-        run.note_received()
-        # The sleeper says that it sleeps, then looks at the count; we count, then look whether it sleeps. One sees.
-        if self._is_sender_asleep and (run.next_send() is not None or run.is_received):
-            self.wake()
-
-    def wake(self) -> None:
-        """Let both threads look again."""
-        with self._turn:
-            self._turn.notify_all()
-
-    def _check(self) -> None:
-        if self.is_stopped:
-            raise Halted
-
-    # ---- its end ----------------------------------------------------------------------------------------------
-
-    def stop(self) -> None:
-        """Let both threads stop between two frames; from any thread."""
-        with self._turn:
-            self.is_stopped = True
-            self._turn.notify_all()
-
-    def fail(self, party: Party, trouble: Trouble, error: Exception) -> None:
-        """Stop, and say why, unless it was stopped before."""
-        with self._turn:
-            is_news = not self.is_stopped
-            if is_news:
-                self.failure = Failure(rank=party.rank, trouble=trouble, reason=str(error))
-        self.stop()
-        if is_news:
-            self._on_failure(self)
-
-    def sender_is_out(self) -> None:
-        """Note that the sending thread has left this attempt."""
-        with self._turn:
-            self._is_sender_out = True
-            self._turn.notify_all()
-
-    def wait_for_sender(self) -> None:
-        """Sleep until the sending thread is done with it. Raises `Halted`."""
-        with self._turn:
-            while not self._is_sender_out and not self.is_stopped:
-                self._turn.wait()
-        self._check()
 
 
 class Pump:
@@ -361,8 +129,9 @@ class Pump:
                 begun[party.peer] = outgoing
         attempt.wait_until_prepared()
         self._send_chunks(attempt, begun)
+        attempt.check()
         if attempt.is_closing:
-            attempt.wait_until_received()
+            attempt.wait_for_received(len(attempt.run.program.receives))
             done = Done(attempt.begin.sequence, attempt.begin.epoch)
             for party in parties:
                 with self._sending_to(attempt, party):
@@ -370,10 +139,14 @@ class Pump:
 
     def _send_chunks(self, attempt: Attempt, begun: Mapping[PeerId, Outgoing]) -> None:
         """Send by the program. What is done for each chunk is few words: the cache has just been swept by the last one."""
-        payload, parties, next_send = attempt.buffers.payload, attempt.parties, attempt.next_send
+        run, payload, parties = attempt.run, attempt.buffers.payload, attempt.parties
         streams = {place: begun[party.peer].stream for place, party in enumerate(parties) if party.peer in begun}
         try:
-            while (send := next_send()) is not None:
+            for send in run.program.sends:
+                if send.needs > run.num_received:
+                    attempt.wait_for_received(send.needs)
+                if attempt.is_stopped:
+                    raise Halted
                 attempt.sending_to = parties[send.to]
                 streams[send.to].send(payload(send))
                 attempt.note_sent()
@@ -400,15 +173,20 @@ class Pump:
         if attempt.is_meeting:
             self._meet(attempt, begun)
         self._receive_chunks(attempt, begun)
+        attempt.check()
         if attempt.is_closing:
             self._hear_done(attempt, begun)
         attempt.receiving_from = None
 
     def _receive_chunks(self, attempt: Attempt, begun: dict[int, Incoming]) -> None:
         """Receive by the program; see `_send_chunks`."""
-        buffers, parties, next_receive = attempt.buffers, attempt.parties, attempt.next_receive
+        run, buffers, parties = attempt.run, attempt.buffers, attempt.parties
         try:
-            while (receive := next_receive()) is not None:
+            for receive in run.program.receives:
+                if receive.needs > run.num_sent:
+                    attempt.wait_for_sent(receive.needs)
+                if attempt.is_stopped:
+                    raise Halted
                 attempt.receiving_from = party = parties[receive.sender]
                 incoming = begun.get(receive.sender)
                 if incoming is None:
@@ -527,6 +305,3 @@ def compare(ours: Begin, theirs: Begin, party: Party) -> None:
             f"rank {party.rank} is in another group of the same name, or carries out {ours.call} in another way. "
             "Close all and start again."
         )
-
-
-__all__ = ["Attempt", "Call", "Failure", "Halted", "Party", "Pump", "Trouble", "Work", "compare"]

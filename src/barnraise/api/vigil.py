@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from barnraise.api.pump import Attempt
+from barnraise.api.attempt import Attempt
 from barnraise.collective.links import (
     DEADLINE_FLOOR_S,
     DEFAULT_BANDWIDTH_BYTES_S,

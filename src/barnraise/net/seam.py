@@ -132,7 +132,7 @@ class Stream(Protocol):
     def receive(self, room: memoryview) -> int:
         """Write the next frame, whole, to the start of ``room``, and return its length, at least 1.
 
-        After an error ``room`` may hold rubbish.
+        What of ``room`` is behind it may be overwritten, too; after an error all of it may hold rubbish.
 
         Raises:
             Ended: the sender closed the stream after its last frame.
@@ -176,6 +176,10 @@ class LinkSpeed:
     """One way: half of the shortest round trip that TCP saw."""
     bandwidth_bytes_s: float
     """Of real transfers to it: a moving average over pushes, the best of the last looks at streams."""
+    is_at_least: bool = False
+    """Never did it have enough to send, so its bandwidth may be anything above that."""
+    is_held_by_loss: bool = False
+    """Its connections slow down with every loss, so the line may carry more than they do (`congestion`)."""
 
 
 class Bulk(Protocol):

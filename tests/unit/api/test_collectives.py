@@ -346,7 +346,7 @@ def test_all_change_graphs_at_the_same_collective(make_group: Make, monkeypatch:
 
 
 def test_who_is_held_back_for_too_long_complains_and_goes_on(make_group: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HELD_S", 0.2)
+    monkeypatch.setattr(module, "HELD_S", 1.0)
     monkeypatch.setattr(adoption, "PROPOSE_S", 0.0)
     group = make_group()
     group.rows = regions(3, (3,))

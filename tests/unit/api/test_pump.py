@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from barnraise.api.pump import Attempt, Halted, Party, Pump, Trouble, Work
+from barnraise.api.attempt import Attempt, Halted, Party, Trouble, Work
+from barnraise.api.pump import Pump
 from barnraise.api.streams import Begin, Call, Streams
 from barnraise.collective.buffers import RawBuffers, Scratch, Store, Task, Vector
 from barnraise.collective.kinds import schedule_of

@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from barnraise.api.pump import Attempt, Party
+from barnraise.api.attempt import Attempt, Party
 from barnraise.api.streams import Begin, Call
 from barnraise.api.vigil import Vigil, hop_s
 from barnraise.collective.links import DEADLINE_FLOOR_S
