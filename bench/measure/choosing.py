@@ -1,12 +1,12 @@
 """The theme choice: every schedule measured over emulated links, and beside them the one that the planner takes."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from measure.comparison import Taken, Way, fill, group, ours, take_turns, warm_up
+from measure.comparison import Taken, Way, fill, group, ours, take_turns
 from measure.emulator import DEVICE
 from measure.namespaces import Host, Links, emulated, lacking
-from measure.ranks import Ranks, Refused, TurnFailed, raised
+from measure.ranks import Ranks, Refused, TurnFailed, now_s, raised
 from measure.themes import Bound, Figures, Report, Settings
 from measure.wide import verify
 
@@ -22,6 +22,8 @@ PLACES: Final = {
     ),
 }
 WITHIN: Final = 1.15
+LEARN_S: Final = 15.0
+"""Heartbeats have told all latencies, and the graph that was made of them is agreed on."""
 
 
 def choice(settings: Settings, report: Report) -> None:
@@ -38,22 +40,45 @@ def choice(settings: Settings, report: Report) -> None:
             for size_mb in SIZES_MB:
                 title = f"{place} {size_mb:g} MB"
                 failed: dict[str, str] = {}
-                taken = _taken(hosts, size_mb, settings, failed)
-                found[f"{place}_{size_mb:g}MB"] = _told(title, taken, failed, report)
+                taken, planned = _taken(hosts, size_mb, settings, failed)
+                report.say(f"{title}: auto takes {planned['kind']}")
+                found[f"{place}_{size_mb:g}MB"] = _told(title, taken, failed, report) | {"took": planned["kind"]}
                 report.keep(title, taken)
 
 
-def _taken(hosts: Sequence[Host], size_mb: float, settings: Settings, failed: dict[str, str]) -> Taken:
-    """Take turns by all schedules but those that fail, which are noted; after a failure a new group goes on."""
+def _taken(
+    hosts: Sequence[Host], size_mb: float, settings: Settings, failed: dict[str, str]
+) -> tuple[Taken, dict[str, Any]]:
+    """Take turns by all schedules but those that fail, which are noted; after a failure a new group goes on.
+
+    Returns:
+        The turns, and what the planner takes at their end.
+    """
     while True:
         with group(hosts, ("ours",), DEVICE) as ranks:
             fill(ranks, size_mb)
             try:
-                return take_turns(ranks, _available(ranks, failed), settings.repetitions)
+                _learn_links(ranks)
+                taken = take_turns(ranks, _available(ranks, failed), settings.repetitions)
+                return taken, _planned(ranks)
             except TurnFailed as error:
                 if error.schedule in failed:
                     raise
                 failed[error.schedule] = str(error)
+
+
+def _learn_links(ranks: Ranks) -> None:
+    """Add up until the planner knows the links: before that there is nothing to choose by."""
+    until_s = now_s() + LEARN_S
+    while now_s() < until_s:
+        ranks.reduce("ours", **_named("auto").how())
+    if not _planned(ranks)["is_by_links"]:
+        raise LocalError(f"the planner has not learnt the links in {LEARN_S:g} s")
+
+
+def _planned(ranks: Ranks, schedule: str = "auto") -> dict[str, Any]:
+    """Return what the planner says, which is the same on all ranks. Raises `Refused`."""
+    return ranks.ask("planned", how=_named(schedule).how())[0]
 
 
 def _named(schedule: str) -> Way:
@@ -68,7 +93,7 @@ def _available(ranks: Ranks, failed: dict[str, str]) -> list[Way]:
         if schedule in failed:
             continue
         try:
-            warm_up(ranks, _named(schedule), is_reference=True)
+            _planned(ranks, schedule)
         except Refused as error:
             failed[schedule] = f"refused: {error}"
         else:

@@ -83,20 +83,23 @@ class Taken:
 
 
 @contextmanager
-def group(hosts: Sequence[Host], sides: Sequence[str], interface: str = LOOPBACK) -> Iterator[Ranks]:
-    """Raise a rank on each host and connect them, on each side."""
+def group(
+    hosts: Sequence[Host], sides: Sequence[str], interface: str = LOOPBACK, without_bbr: bool = False
+) -> Iterator[Ranks]:
+    """Raise a rank on each host and connect them, on each side; ours, if so asked, as on a kernel without bbr."""
     with raised(hosts) as ranks:
         for side in sides:
-            connect(ranks, side, interface)
+            more = {"without_bbr": True} if without_bbr and side == "ours" else {}
+            connect(ranks, side, interface, **more)
         yield ranks
 
 
-def connect(ranks: Ranks, side: str, interface: str) -> None:
-    """Let all ranks connect on one side; on one machine each needs a port of its own."""
+def connect(ranks: Ranks, side: str, interface: str, **more: Any) -> None:
+    """Let all ranks connect on one side, told ``more``; on one machine each needs a port of its own."""
     ports = free_ports(len(ranks)) if interface == LOOPBACK else [PORTS[side]] * len(ranks)
     addresses = [f"{host.address}:{port}" for host, port in zip(ranks.hosts, ports, strict=True)]
     for rank in ranks:
-        rank.tell("open", side=side, rank=rank.index, addresses=addresses, interface=interface)
+        rank.tell("open", side=side, rank=rank.index, addresses=addresses, interface=interface, **more)
     for rank in ranks:
         rank.answer()
 

@@ -13,7 +13,7 @@ import blake3
 import msgspec
 import numpy as np
 from measure.probe import Probe
-from measure.sides import Side, open_side
+from measure.sides import Ours, Side, open_side
 
 from barnraise.errors import ConfigError
 
@@ -62,6 +62,12 @@ class Desk:
         said = self._sides[side].reduce(self._vector, **how)
         return {"ended": time.monotonic(), **said}
 
+    def planned(self, how: dict[str, Any]) -> dict[str, Any]:
+        """Say how our side would add up the vector."""
+        side = self._sides["ours"]
+        assert isinstance(side, Ours)
+        return side.planned(len(self._vector), **how)
+
     def used(self) -> dict[str, Any]:
         """Say what the last collective cost up to now, and what came of it if that was to be checked."""
         cpu_s = time.process_time() - self._cpu_s
@@ -80,7 +86,7 @@ def main() -> int:
     """Answer orders until there are no more."""
     output = _own_stdout()
     desk = Desk()
-    named = {name: getattr(desk, name) for name in ("open", "close", "fill", "expect", "reduce", "used")}
+    named = {name: getattr(desk, name) for name in ("open", "close", "fill", "expect", "reduce", "planned", "used")}
     named |= {name: getattr(desk.probe, name) for name in ("listen", "round_trip", "pour", "congestion")}
     _say(output, {"pid": os.getpid()})
     for line in sys.stdin.buffer:

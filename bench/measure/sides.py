@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from barnraise import static_peers
 from barnraise.errors import ConfigError, Unavailable
 from barnraise.identity import ClusterKey
+from barnraise.net import congestion
 
 Vector = NDArray[np.float32]
 TIMEOUT_S: Final = 300.0
 """No link here is so slow."""
 JOIN_S: Final = 60.0
+ABSENT: Final = "absent"
+"""A congestion control that no kernel has: what we would ask for is refused, as where bbr is not there or not allowed."""
 KEY_SECRET: Final = bytes(range(32))
 
 
@@ -60,8 +63,10 @@ class Gloo:
 class Ours:
     """`barnraise.Context`, encrypted, its peers on a list."""
 
-    def __init__(self, rank: int, addresses: list[str], interface: str) -> None:
+    def __init__(self, rank: int, addresses: list[str], interface: str, without_bbr: bool = False) -> None:
         del interface
+        if without_bbr:
+            congestion.PACED = ABSENT  # type: ignore[misc]
         _watch_events()
         self._context = static_peers(addresses, rank, cluster_key=ClusterKey(KEY_SECRET), name="bench")
         self._context.wait_for_peers(timeout_s=JOIN_S)
@@ -71,6 +76,11 @@ class Ours:
         EVENTS.clear()
         self._context.all_reduce(vector, op="sum", codec=codec, schedule=schedule, timeout_s=TIMEOUT_S)
         return {"events": list(EVENTS)}
+
+    def planned(self, elements: int, codec: str = "fp32", schedule: str = "auto") -> dict[str, Any]:
+        """Say how it would add up so many elements now, and whether it knows the links."""
+        choice = self._context.plan(elements, codec=codec, schedule=schedule)
+        return {"kind": choice.kind, "is_by_links": choice.predicted_s is not None}
 
     def close(self) -> None:
         """Close the context."""
@@ -126,8 +136,8 @@ def _watch_events() -> None:
 _SIDES: Final[Mapping[str, type[Side]]] = {"gloo": Gloo, "ours": Ours, "pccl": Pccl}
 
 
-def open_side(side: str, rank: int, addresses: list[str], interface: str) -> Side:
+def open_side(side: str, rank: int, addresses: list[str], interface: str, **more: Any) -> Side:
     """Open one of the sides by its name."""
     if side not in _SIDES:
         raise ConfigError(f"side {side!r}: it is one of {', '.join(_SIDES)}")
-    return _SIDES[side](rank, addresses, interface)  # type: ignore[call-arg]
+    return _SIDES[side](rank, addresses, interface, **more)  # type: ignore[call-arg]

@@ -73,21 +73,22 @@ def idle(settings: Settings, report: Report) -> None:
     report.keep("100mbit_50ms_idle", taken)
 
 
-def lossy(congestion: str) -> Callable[[Settings, Report], None]:
-    """Return a scenario with random loss on hosts with this default congestion control."""
+def lossy(congestion: str, *, without_bbr: bool = False) -> Callable[[Settings, Report], None]:
+    """Return a scenario with random loss on hosts with this default congestion control, which may be all there is."""
+    name = f"{congestion}_alone" if without_bbr else congestion
 
     def scenario(settings: Settings, report: Report) -> None:
         lost = Links(up_mbit=WIDE.up_mbit, loss=LOSS, mtu=INTERNET_MTU, congestion=congestion)
-        with _connected(lost, report) as ranks:
+        with _connected(lost, report, without_bbr=without_bbr) as ranks:
             fill(ranks, SIZE_MB)
             taken = take_turns(ranks, (GLOO, ours()), settings.repetitions)
         used = _ideal_s(SIZE_MB, RATE_MBIT) / taken.wall_s("fp32")
         found = {
-            "used": report.figure(f"{congestion}, 0.1 % loss: share of the link used", used, "", Bound(at_least=0.8)),
+            "used": report.figure(f"{name}, 0.1 % loss: share of the link used", used, "", Bound(at_least=0.8)),
             "gloo_used": report.figure("the same, gloo", _ideal_s(SIZE_MB, RATE_MBIT) / taken.wall_s("gloo")),
         }
-        report.figures[f"100mbit_50ms_loss_{congestion}"] = found
-        report.keep(f"100mbit_50ms_loss_{congestion}", taken)
+        report.figures[f"100mbit_50ms_loss_{name}"] = found
+        report.keep(f"100mbit_50ms_loss_{name}", taken)
 
     return scenario
 
@@ -125,9 +126,9 @@ def _speedups(title: str, taken: Taken, bounds: dict[str, float], report: Report
 
 
 @contextmanager
-def _connected(between: Links, report: Report) -> Iterator[Ranks]:
+def _connected(between: Links, report: Report, *, without_bbr: bool = False) -> Iterator[Ranks]:
     """Make hosts, see that their links are what was asked for, and connect both sides over them."""
-    with emulated(between) as hosts, group(hosts, ("gloo", "ours"), DEVICE) as ranks:
+    with emulated(between) as hosts, group(hosts, ("gloo", "ours"), DEVICE, without_bbr) as ranks:
         verify(ranks, between, report)
         yield ranks
 
@@ -171,6 +172,7 @@ SCENARIOS: Final[dict[str, Callable[[Settings, Report], None]]] = {
     "warmed": warmed,
     "loss_cubic": lossy("cubic"),
     "loss_bbr": lossy("bbr"),
+    "loss_alone": lossy("cubic", without_bbr=True),
     "slow_host": slow_host,
     "idle": idle,
 }

@@ -10,7 +10,7 @@ same pair, then with the median of what is known, then with a default.
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -32,6 +32,9 @@ KEPT_TOTALS: Final = 16
 DEFAULT_LATENCY_S: Final = 0.020
 DEFAULT_BANDWIDTH_BYTES_S: Final = 12.5e6
 """Where nothing is known at all: two homes in one country at 100 Mbit/s."""
+
+UNFAIR: Final = 1.5
+"""Streams that share a line differ by so much from each other."""
 
 DEADLINE_FACTOR: Final = 8.0
 """A link may fall to an eighth of its profile: one CUBIC stream gets a seventh of a link that loses 0.1 % of packets."""
@@ -109,6 +112,25 @@ class Links:
             region=self.region[chosen],
             is_held_by_loss=self.is_held_by_loss,
         )
+
+    def unshared(self) -> "Links":
+        """Return what each link should carry alone; what was measured may be a share of a line.
+
+        While a host sends to several others, or several to it, each link carries its part of that host's line, and may
+        never have been seen otherwise. A line to or from a region is as fast as the fastest link over it. A link that is
+        slower than its two ends' lines, but no slower than a share of `UNFAIR` times less than a fair one, is taken to be
+        as fast as they are. One that is slower still is slow for its own sake.
+        """
+        is_other = ~np.eye(self.world_size, dtype=bool)
+        known = np.where(is_other, self.bandwidth_bytes_s, 0.0)
+        sent, received = np.zeros_like(known), np.zeros_like(known)
+        for region in np.unique(self.region):
+            there = self.region == region
+            sent[:, there] = known[:, there].max(axis=1)[:, None]
+            received[there, :] = known[there, :].max(axis=0)
+        line = np.minimum(sent, received)
+        is_share = is_other & (known * UNFAIR * max(1, self.world_size - 1) >= line)
+        return replace(self, bandwidth_bytes_s=np.where(is_share, np.maximum(known, line), self.bandwidth_bytes_s))
 
     @classmethod
     def uniform(cls, world_size: int, profile: LinkProfile) -> "Links":

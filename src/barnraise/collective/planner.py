@@ -43,6 +43,8 @@ MOVES_PER_HOST: Final = 64
 """What a walk may cost the planner: 2 ms for eight hosts."""
 LIKE: Final = 1.2
 """Hosts whose limits differ by less own equal parts: a measurement is no better."""
+LIKE_HELD_BY_LOSS: Final = 2.0
+"""The same where losses hold connections back: of lines that were alike, some were measured at 1.5 times others."""
 MIN_FLAT_GROUPS: Final = 16
 """From so many hosts on groups are tried in one room, too: each rank then speaks to few."""
 MAX_WEIGHT: Final = 1000
@@ -106,7 +108,7 @@ def plan(
         raise LocalError("a plan of no codec")
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"schedule {kind!r} is unknown: choose one of {', '.join(KINDS)}")
-    planner = _Planner(links, size, kind, effort or Effort())
+    planner = _Planner(links.unshared(), size, kind, effort or Effort())
     return planner.plan(wires)
 
 
@@ -126,6 +128,7 @@ class _Planner:
         self.groups = groups_of(links.region)
         self.limits = np.minimum(links.uplink_bytes_s, links.downlink_bytes_s)
         self.is_flat = len(self.groups) <= 1
+        self.like = LIKE_HELD_BY_LOSS if links.is_held_by_loss else LIKE
         self.inside, self.across = self._profiles(is_best=False)
         self.best_inside, self.best_across = self._profiles(is_best=True)
         self.max_moves = MOVES_PER_HOST * self.count
@@ -180,7 +183,7 @@ class _Planner:
 
     def _refined(self, walked: list[_Choice]) -> list[_Choice]:
         """Return the choices, the best two with smaller chunks where uneven links want them: no form knows of these."""
-        if self.is_flat and self.limits.max() <= LIKE * self.limits.min():
+        if self.is_flat and self.limits.max() <= self.like * self.limits.min():
             return walked
         for number, choice in enumerate(walked[:2]):
             elements = choice.job.chunk_elements // 4 // GRAIN_ELEMENTS * GRAIN_ELEMENTS
@@ -290,7 +293,7 @@ class _Planner:
         A host sends and receives the whole vector once, and N - 2 times its own part more: (S + (N - 2) s) / speed.
         """
         speeds = np.minimum(self.limits, 1 / self.effort.byte_s)
-        if self.count < 3 or speeds.max() <= LIKE * speeds.min():
+        if self.count < 3 or speeds.max() <= self.like * speeds.min():
             return None
         shares = np.zeros(self.count)
         fast = np.ones(self.count, dtype=bool)
@@ -344,7 +347,7 @@ class _Planner:
         if self.count < 2:
             return "one host: nothing to move"
         slowest, fastest = float(self.limits.min()), float(self.limits.max())
-        speed = _speed(slowest) if fastest <= LIKE * slowest else f"{_speed(slowest)} to {_speed(fastest)}"
+        speed = _speed(slowest) if fastest <= self.like * slowest else f"{_speed(slowest)} to {_speed(fastest)}"
         if self.is_flat:
             return f"{self.count} hosts, all {_seconds(self.inside.latency_s)} from each other, {speed}"
         places = ", ".join("+".join(map(str, group)) for group in self.groups[:8])

@@ -62,7 +62,7 @@ class BulkLimits:
     max_accepted_per_peer: int = 32
     """Those that already belong to a stream do not count."""
     max_streams_per_peer: int = 8
-    """Open at a time, from it to us; each has up to 8 connections, and each of them holds 512 KiB."""
+    """Open at a time, from it to us; each has up to 8 connections, and each of several holds up to 768 KiB."""
     max_transfers: int = 32
     """Incoming, at the same time; more wait, which stalls their senders."""
     max_sending: int = 64
@@ -366,6 +366,7 @@ class SealedBulk:
         round_trip_s = measured.round_trip_s if measured and measured.round_trip_s else connected_s
         peer.gauge.round_trip(round_trip_s)
         is_paced = congestion.control(sock, self._limits.congestion, round_trip_s)
+        peer.gauge.is_held_by_loss = round_trip_s > congestion.LONG_ROUND_TRIP_S and not is_paced
         if not self._limits.connections:
             peer.wants = connections_for(round_trip_s, peer.gauge.bandwidth_bytes_s, is_paced=is_paced)
             peer.widen(peer.wants)

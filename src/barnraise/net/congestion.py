@@ -138,20 +138,24 @@ def measured(sock: socket.socket) -> Measured | None:
 def rate(before: Sequence[Measured], after: Sequence[Measured], elapsed_s: float) -> tuple[float, bool]:
     """Return how fast a stream's connections are together, in bytes a second, and whether we held them up.
 
-    What all of them delivered between two looks, if none lacked bytes of ours meanwhile. Else the kernel's figure of the
-    fastest: it is of a burst, and since bursts of several connections come in turns, their sum says nothing.
+    What all of them delivered between two looks, if none lacked bytes of ours meanwhile. Else of one connection the
+    kernel's figure, which is of a burst; of several, which send at the same time (`striping`), the sum of what each
+    delivered between two looks while it had something to.
 
     Args:
         before: the connections' earlier look; empty: there is none.
         after: their later one.
         elapsed_s: between the two.
     """
-    if len(before) == len(after) and elapsed_s > 0 and not any(each.is_bound_by_us for each in after):
-        pairs = list(zip(before, after, strict=True))
-        if all(new.busy_s - old.busy_s >= BUSY_SHARE * elapsed_s for old, new in pairs):
-            return sum(max(0, new.delivered_bytes - old.delivered_bytes) for old, new in pairs) / elapsed_s, False
-    is_bound_by_us = len(after) > 1 or after[0].is_bound_by_us
-    return max(each.bandwidth_bytes_s for each in after), is_bound_by_us
+    pairs = list(zip(before, after, strict=True)) if before else []
+    delivered = [max(0, new.delivered_bytes - old.delivered_bytes) for old, new in pairs]
+    busy_s = [new.busy_s - old.busy_s for old, new in pairs]
+    had_bytes = pairs and elapsed_s > 0 and not any(each.is_bound_by_us for each in after)
+    if had_bytes and min(busy_s) >= BUSY_SHARE * elapsed_s:
+        return sum(delivered) / elapsed_s, False
+    if len(after) == 1:
+        return after[0].bandwidth_bytes_s, after[0].is_bound_by_us
+    return sum(size / took_s for size, took_s in zip(delivered, busy_s, strict=True) if took_s > 0), True
 
 
 def _get(sock: socket.socket) -> str:

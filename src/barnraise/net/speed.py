@@ -32,6 +32,9 @@ class Gauge:
         self._round_trip_s = 0.0
         self._bandwidth_bytes_s = 0.0
         self._rates_bytes_s: deque[float] = deque(maxlen=KEPT_RATES)
+        self._is_at_least = True
+        self.is_held_by_loss = False
+        """See `seam.LinkSpeed`."""
 
     def transferred(self, size_bytes: int, seconds: float) -> None:
         """Note a transfer, from its first byte sent until the word that its last one was taken.
@@ -45,12 +48,19 @@ class Gauge:
                 rate = min(size_bytes / net_s, self._most_bytes_s)
                 known = self._bandwidth_bytes_s or rate
                 self._bandwidth_bytes_s = known + WEIGHT * (rate - known)
+                self._is_at_least = False
 
-    def delivered(self, bandwidth_bytes_s: float, *, is_bound_by_us: bool) -> None:
-        """Note what TCP delivered on connections that are in use; if we held them up, only where it is more than known."""
-        rate = min(bandwidth_bytes_s, self._most_bytes_s)
+    def delivered(self, bandwidth_bytes_s: float, *, is_bound_by_us: bool, in_all_bytes_s: float = 0.0) -> None:
+        """Note what TCP delivered on connections that are in use; if we held them up, only where it is more than known.
+
+        ``in_all_bytes_s`` is what the host sent meanwhile to all. Its streams share its line, so alone this one may be
+        faster than it was: as fast as is known of it, if the line as a whole was.
+        """
         with self._lock:
-            if rate > (self._bandwidth_bytes_s if is_bound_by_us else 0.0):
+            known = self._bandwidth_bytes_s
+            rate = min(max(bandwidth_bytes_s, min(known, in_all_bytes_s)), self._most_bytes_s)
+            self._is_at_least &= is_bound_by_us
+            if rate > (known if is_bound_by_us else 0.0):
                 self._rates_bytes_s.append(rate)
                 self._bandwidth_bytes_s = max(self._rates_bytes_s)
 
@@ -74,4 +84,9 @@ class Gauge:
         with self._lock:
             if not self._bandwidth_bytes_s or not self._round_trip_s:
                 return None
-            return LinkSpeed(latency_s=self._round_trip_s / 2, bandwidth_bytes_s=self._bandwidth_bytes_s)
+            return LinkSpeed(
+                latency_s=self._round_trip_s / 2,
+                bandwidth_bytes_s=self._bandwidth_bytes_s,
+                is_at_least=self._is_at_least,
+                is_held_by_loss=self.is_held_by_loss,
+            )

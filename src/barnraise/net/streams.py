@@ -4,17 +4,15 @@
     STREAM (id, k, index, header)  ------------->
                                                   all k are there; its sink wants the stream
                                    <------------- REPLY go, or refused
-    PAYLOAD 0 on connection 0      ------------->
-    PAYLOAD 1 on connection 1 mod k
-    ...
+    PAYLOAD, PAYLOAD, ...          ------------->
     END, where the next PAYLOAD was due
 
-Each connection has its own keys and counts its frames, so the k counters together are the order of the stream: what is
-missing, doubled, swapped or of another connection does not open. Only END says that nothing is missing at the end.
+Each connection has its own keys and counts its frames: what is missing, doubled, swapped or of another connection does
+not open. Only END says that nothing is missing at the end. Over several connections frames go in pieces (`striping`).
 
-How much a stream keeps that was sent and not received: one frame in each connection's two buffers here and there, and
-what the kernels buffer, which is at most tcp_wmem's and tcp_rmem's third figure (4 and 6 MiB usually) a connection. A
-sender whose peer does not read is blocked by then.
+How much a stream keeps that was sent and not received: the frame that is being sent or received, of several connections
+768 KiB each at the receiving end (`striping`), and what the kernels buffer, which is at most tcp_wmem's and tcp_rmem's
+third figure (4 and 6 MiB usually) a connection. A sender whose peer does not read is blocked by then.
 """
 
 import contextlib
@@ -33,6 +31,7 @@ from barnraise.net.congestion import MAX_CONNECTIONS, Measured
 from barnraise.net.frames import MAX_PAYLOAD_BYTES, Kind
 from barnraise.net.seam import MAX_HEADER_BYTES, Ended, StreamSink
 from barnraise.net.speed import MIN_TRANSFER_BYTES, Gauge
+from barnraise.net.striping import Merge, Spread
 from barnraise.net.transfer import Reply, TransferId, announced, answer, expect
 from barnraise.swarm.records import Decoder
 
@@ -77,15 +76,22 @@ class SealedStream:
             closed: called once, by whoever closes the stream.
         """
         self._channels = channels
+        self._outgoing: Channel | Spread = channels[0]
+        self._incoming: Channel | Merge = channels[0]
+        if len(channels) > 1:
+            if gauge is None:
+                self._incoming = Merge(channels)
+            else:
+                self._outgoing = Spread(channels, gauge)
         self._gauge = gauge
         self._closed = closed
         self._ending = threading.Lock()
         self._is_interrupted = self._is_closed = False
         self._is_whole = True  # no frame was begun and not finished
-        self._num_frames = 0
         self._unsampled_bytes = 0
         self._next_sample_s = 0.0
         self._sampled_s = 0.0
+        self._sampled_in_all_bytes = 0
         self._sampled: list[Measured] = []
         """What TCP had measured on each connection when we last looked."""
 
@@ -96,7 +102,7 @@ class SealedStream:
 
     @property
     def num_connections(self) -> int:
-        """How many connections the frames take turns on."""
+        """How many connections the frames go over."""
         return len(self._channels)
 
     def send(self, payload: memoryview | bytes) -> None:
@@ -105,9 +111,8 @@ class SealedStream:
         if self._gauge is None or not 0 < len(view) <= MAX_PAYLOAD_BYTES:
             raise LocalError(f"a frame of {len(view)} bytes; the sending end takes 1 to {MAX_PAYLOAD_BYTES}")
         self._is_whole = False
-        self._channels[self._num_frames % len(self._channels)].send(Kind.PAYLOAD, view)
+        self._outgoing.send(Kind.PAYLOAD, view)
         self._is_whole = True
-        self._num_frames += 1
         self._unsampled_bytes += len(view)
         if self._unsampled_bytes >= MIN_TRANSFER_BYTES and time.monotonic() >= self._next_sample_s:
             self._sample(self._gauge)
@@ -117,10 +122,9 @@ class SealedStream:
         flat = room.cast("B")
         if self._gauge is not None or not flat:
             raise LocalError(f"room of {len(flat)} bytes; the receiving end needs at least 1")
-        length = self._channels[self._num_frames % len(self._channels)].receive_payload(flat, may_end=True)
+        length = self._incoming.receive_payload(flat, may_end=True)
         if not length:
             raise Ended(f"peer {self.peer}: closed the stream")
-        self._num_frames += 1
         return length
 
     def patience(self, seconds: float) -> None:
@@ -148,7 +152,7 @@ class SealedStream:
             self._is_closed = True
             if self._gauge is not None and self._is_whole and not self._is_interrupted:
                 with contextlib.suppress(Unavailable):
-                    self._channels[self._num_frames % len(self._channels)].send(Kind.END, b"")
+                    self._outgoing.send(Kind.END, b"")
             for channel in self._channels:
                 channel.close()
         self._closed(self)
@@ -195,8 +199,10 @@ class SealedStream:
         if len(found) == len(self._channels):
             gauge.round_trip(min(each.round_trip_s for each in found))
             bandwidth_bytes_s, is_bound_by_us = congestion.rate(self._sampled, found, now - self._sampled_s)
-            gauge.delivered(bandwidth_bytes_s, is_bound_by_us=is_bound_by_us)
-            self._sampled, self._sampled_s = found, now
+            sent_bytes = self._channels[0].sent_in_all_bytes
+            in_all_bytes_s = (sent_bytes - self._sampled_in_all_bytes) / (now - self._sampled_s)
+            gauge.delivered(bandwidth_bytes_s, is_bound_by_us=is_bound_by_us, in_all_bytes_s=in_all_bytes_s)
+            self._sampled, self._sampled_s, self._sampled_in_all_bytes = found, now, sent_bytes
 
 
 def read_announcement(channel: Channel) -> StreamAnnouncement:

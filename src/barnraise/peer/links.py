@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from barnraise.collective.links import (
+    DEFAULT_BANDWIDTH_BYTES_S,
     KEPT_TOTALS,
     MAX_BANDWIDTH_KB_S,
     MAX_LATENCY_US,
@@ -50,6 +51,17 @@ class LinkSurvey:
             return beaten_s, None
         return min(speed.latency_s, beaten_s or speed.latency_s), speed.bandwidth_bytes_s
 
+    def _bandwidth_kb_s(self, peer: PeerId) -> int:
+        """Return what is told of a link's bandwidth: not a lower bound below what others assume of a link they know nothing of."""
+        speed = self._bulk.speed(peer)
+        if speed is None or (speed.is_at_least and speed.bandwidth_bytes_s < DEFAULT_BANDWIDTH_BYTES_S):
+            return 0
+        return _whole(speed.bandwidth_bytes_s, 1e-3, MAX_BANDWIDTH_KB_S)
+
+    def _is_held_by_loss(self, peer: PeerId) -> bool:
+        speed = self._bulk.speed(peer)
+        return speed is not None and speed.is_held_by_loss
+
     def note_exchange(self, sent_bytes: int, received_bytes: int, took_s: float) -> None:
         """Note what this host moved in a round's exchange, whoever it was with."""
         if took_s <= 0:
@@ -61,12 +73,13 @@ class LinkSurvey:
 
     def row(self, members: Sequence[PeerId]) -> Row:
         """Return the own row, in the order of the members."""
-        known = [(None, None) if peer == self._me else self.measured(peer) for peer in members]
+        latencies_s = [None if peer == self._me else self.measured(peer)[0] for peer in members]
         return Row(
             uplink_kb_s=_whole(max(self._sent_bytes_s, default=None), 1e-3, MAX_BANDWIDTH_KB_S),
             downlink_kb_s=_whole(max(self._received_bytes_s, default=None), 1e-3, MAX_BANDWIDTH_KB_S),
-            latencies_us=tuple(_whole(latency_s, 1e6, MAX_LATENCY_US) for latency_s, _ in known),
-            bandwidths_kb_s=tuple(_whole(bandwidth, 1e-3, MAX_BANDWIDTH_KB_S) for _, bandwidth in known),
+            latencies_us=tuple(_whole(latency_s, 1e6, MAX_LATENCY_US) for latency_s in latencies_s),
+            bandwidths_kb_s=tuple(0 if peer == self._me else self._bandwidth_kb_s(peer) for peer in members),
+            is_held_by_loss=any(self._is_held_by_loss(peer) for peer in members if peer != self._me),
         )
 
     def news(self, now: float, state: State) -> list[Effect]:

@@ -233,3 +233,60 @@ def test_a_deadline_is_far_past_what_is_predicted(latency_s: float, bandwidth: f
     assert deadline_s(profile, size_bytes) >= links.DEADLINE_FLOOR_S
     jittery = LinkProfile(latency_s=latency_s, bandwidth_bytes_s=bandwidth, jitter_s=1.0)
     assert deadline_s(jittery, size_bytes) > deadline_s(profile, size_bytes)
+
+
+def of_figures(bandwidth: list[list[float]], region: list[int]) -> Links:
+    """Return links of so many bytes a second; a host's own place is 0."""
+    figures = np.array(bandwidth)
+    return Links(
+        latency_s=np.full(figures.shape, 0.01),
+        bandwidth_bytes_s=figures,
+        uplink_bytes_s=figures.max(axis=1),
+        downlink_bytes_s=figures.max(axis=0),
+        region=np.array(region),
+    )
+
+
+def test_links_that_share_lines_are_as_fast_as_the_lines() -> None:
+    """Host 0 sends and receives a tenth of what the others do; all were measured while they sent to several."""
+    measured = of_figures([[0, 10, 4, 3], [3, 0, 100, 40], [8, 33, 0, 95], [10, 90, 35, 0]], [0] * 4)
+    assert measured.unshared().bandwidth_bytes_s[~np.eye(4, dtype=bool)].tolist() == [
+        *(10, 10, 10),
+        *(10, 100, 95),
+        *(10, 90, 95),
+        *(10, 90, 90),
+    ]
+
+
+def test_link_that_is_too_slow_to_be_a_share_is_left_alone() -> None:
+    measured = of_figures([[0, 2, 100], [100, 0, 100], [100, 100, 0]], [0] * 3)
+    assert measured.unshared().bandwidth_bytes_s.tolist() == measured.bandwidth_bytes_s.tolist()
+
+
+def test_lines_to_other_regions_are_lines_of_their_own() -> None:
+    measured = of_figures([[0, 100, 5, 10], [100, 0, 10, 5], [6, 4, 0, 50], [4, 6, 50, 0]], [0, 0, 1, 1])
+    unshared = measured.unshared().bandwidth_bytes_s.tolist()
+    assert unshared == [[0, 100, 10, 10], [100, 0, 10, 10], [6, 6, 0, 50], [6, 6, 50, 0]]
+
+
+@given(
+    st.integers(1, 6).flatmap(lambda n: st.lists(st.floats(1, 1e9), min_size=n * n, max_size=n * n)), st.integers(1, 3)
+)
+def test_no_link_gets_slower_nor_faster_than_the_fastest(figures: list[float], num_regions: int) -> None:
+    count = round(len(figures) ** 0.5)
+    before = of_figures(np.reshape(figures, (count, count)).tolist(), [rank % num_regions for rank in range(count)])
+    after = before.unshared().bandwidth_bytes_s
+    assert (after >= before.bandwidth_bytes_s).all()
+    assert after.max() == before.bandwidth_bytes_s.max()
+
+
+def test_one_host_whose_connections_are_held_by_losses_is_known_to_all() -> None:
+    own = Row(uplink_kb_s=0, downlink_kb_s=0, latencies_us=(0, 1, 1, 1), bandwidths_kb_s=(0, 1, 1, 1))
+    held = msgspec.structs.replace(own, is_held_by_loss=True)
+    assert decode_row(A, encode_row(held), 4) == held
+    assert links.has_changed(own, held)
+    for rows, expected in (({A: own}, False), ({A: own, B: held}, True)):
+        between = LinkGraph.of_rows(MEMBERS, rows).between(MEMBERS)
+        assert between.is_held_by_loss == expected
+        assert between.among([2, 3]).is_held_by_loss == expected
+    assert not LinkGraph.of_rows(MEMBERS, {B: held}).between((A, C)).is_held_by_loss

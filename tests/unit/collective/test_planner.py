@@ -183,3 +183,33 @@ def test_ranks_may_take_each_other_s_places(kind: str, order: list[int]) -> None
 def test_an_order_names_everybody_once() -> None:
     with pytest.raises(LocalError, match="once"):
         relabelled(schedule_of("ring", 3), [0, 1, 1])
+
+
+def test_no_single_streams_where_losses_hold_them_back() -> None:
+    free = Links.uniform(4, HOMES)
+    held = replace(free, is_held_by_loss=True)
+    assert plan(free, 25 * MEGABYTE, [FLOAT32]).kind == "ring"
+    chosen = plan(held, 25 * MEGABYTE, [FLOAT32])
+    assert chosen.kind == "shards"
+    assert any("without bbr" in reason for reason in chosen.reasons)
+    assert plan(held, 25 * MEGABYTE, [FLOAT32], kind="ring").kind == "ring"
+    assert plan(replace(Links.uniform(2, HOMES), is_held_by_loss=True), MEGABYTE, [FLOAT32]).kind in FLAT
+
+
+def test_measured_shares_of_a_line_do_not_hide_a_slow_host() -> None:
+    """Host 0 has a tenth of the others' line; the links were measured while all sent to several."""
+    measured = np.array([[0, 10, 4, 3], [3, 0, 100, 40], [8, 33, 0, 95], [10, 90, 35, 0]]) * 125_000.0
+    limits = np.array([10, 100, 100, 100]) * 125_000.0
+    links = replace(Links.uniform(4, HOMES), bandwidth_bytes_s=measured, uplink_bytes_s=limits, downlink_bytes_s=limits)
+    chosen = plan(links, 10 * MEGABYTE, [FLOAT32])
+    assert chosen.kind == "shards"
+    assert 8.0 < chosen.predicted_s < 10.0  # 10 MB at 10 Mbit/s take 8 s there, and back at the same time
+
+
+def test_unlike_figures_of_lines_held_by_losses_make_no_unlike_shards() -> None:
+    speeds = np.array([71, 99, 105, 83]) * 125_000.0
+    links = replace(Links.uniform(4, HOMES), uplink_bytes_s=speeds, downlink_bytes_s=speeds)
+    uneven = plan(links, 25 * MEGABYTE, [FLOAT32], kind="shards").schedule.bounds(100)
+    even = plan(replace(links, is_held_by_loss=True), 25 * MEGABYTE, [FLOAT32], kind="shards").schedule.bounds(100)
+    assert len({stop - start for start, stop in uneven}) > 1
+    assert {stop - start for start, stop in even} == {25}

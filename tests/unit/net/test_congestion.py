@@ -173,6 +173,30 @@ def test_link_is_as_fast_as_the_best_of_its_last_rates() -> None:
     assert gauge.bandwidth_bytes_s == 7e6
 
 
+def test_speed_is_a_lower_bound_until_there_was_enough_to_send() -> None:
+    gauge = Gauge(math.inf)
+    gauge.round_trip(0.02)
+    gauge.delivered(1e6, is_bound_by_us=True)
+    assert gauge.read() == LinkSpeed(latency_s=0.01, bandwidth_bytes_s=1e6, is_at_least=True)
+    gauge.delivered(0.9e6, is_bound_by_us=False)
+    assert gauge.read() == LinkSpeed(latency_s=0.01, bandwidth_bytes_s=1e6)
+    pushed = Gauge()
+    pushed.round_trip(0.02)
+    pushed.transferred(MIN_TRANSFER_BYTES, 1.0)
+    assert pushed.read().is_at_least is False
+
+
+def test_line_that_is_shared_hides_what_one_stream_can() -> None:
+    gauge = Gauge(math.inf)
+    gauge.delivered(12e6, is_bound_by_us=False, in_all_bytes_s=12e6)
+    for _ in range(2 * KEPT_RATES):
+        gauge.delivered(4e6, is_bound_by_us=False, in_all_bytes_s=11.9e6)
+    assert gauge.bandwidth_bytes_s == 11.9e6
+    for _ in range(KEPT_RATES):
+        gauge.delivered(1e6, is_bound_by_us=False, in_all_bytes_s=3e6)
+    assert gauge.bandwidth_bytes_s == 3e6
+
+
 def test_nothing_is_believed_that_this_machine_cannot_seal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "sealing_bytes_s", lambda suite: 3e9)
     gauge, usual = Gauge(2e9), Gauge()
@@ -201,16 +225,17 @@ def test_busy_connections_together_are_as_fast_as_what_they_delivered() -> None:
     [
         ([], [looked(9, 9.0)], (5e6, False)),
         ([], [looked(9, 9.0, is_bound_by_us=True)], (5e6, True)),
-        ([], [looked(9, 9.0), looked(9, 9.0, burst_bytes_s=7e6)], (7e6, True)),
-        ([looked(0, 1.0), looked(0, 1.0)], [looked(10**6, 1.2), looked(10**6, 1.1)], (5e6, True)),
+        ([], [looked(9, 9.0), looked(9, 9.0, burst_bytes_s=7e6)], (0.0, True)),
+        ([looked(0, 1.0), looked(0, 1.0)], [looked(10**6, 1.2), looked(10**6, 1.1)], (15e6, True)),
+        ([looked(0, 1.0), looked(0, 1.0)], [looked(10**6, 1.2), looked(0, 1.0)], (5e6, True)),
         ([looked(0, 1.0)], [looked(10**6, 1.2, is_bound_by_us=True)], (5e6, True)),
         ([looked(0, 1.0)], [looked(10**6, 1.1)], (5e6, False)),
     ],
 )
-def test_connections_that_lacked_our_bytes_give_the_kernels_figure(
+def test_connections_that_lacked_our_bytes_give_less(
     before: list[Measured], after: list[Measured], expected: tuple[float, bool]
 ) -> None:
-    assert rate(before, after, 0.2) == expected
+    assert rate(before, after, 0.2) == pytest.approx(expected)
 
 
 def test_count_of_segments_that_began_again_is_no_speed_below_nothing() -> None:

@@ -19,8 +19,10 @@ from barnraise.errors import ConfigError, LocalError, PeerError, Unavailable
 from barnraise.identity import ClusterKey, Identity
 from barnraise.ids import PeerId
 from barnraise.net import bulk as bulk_module
+from barnraise.net import congestion
 from barnraise.net.bulk import BulkLimits, SealedBulk, open_bulk
 from barnraise.net.channel import PATIENCE_PARTS, Channel, Meter
+from barnraise.net.congestion import MAX_CONNECTIONS
 from barnraise.net.frames import HEADER_BYTES, MAX_PAYLOAD_BYTES, TAG_BYTES, Kind, Opener, Sealer, Suite
 from barnraise.net.handshake import Agreed
 from barnraise.net.seam import MAX_HEADER_BYTES, Bulk, Ended, Stream
@@ -248,6 +250,20 @@ async def test_short_way_gets_one_connection_and_the_configuration_may_say_other
             assert isinstance(near, SealedStream)
             assert isinstance(far, SealedStream)
             assert near.num_connections == far.num_connections == expected
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_CONGESTION"), reason="the system does not let a socket choose")
+async def test_long_way_without_pacing_gets_all_connections_and_says_that_losses_hold_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(congestion, "LONG_ROUND_TRIP_S", -1.0)
+    async with stream(limits=BulkLimits(congestion="reno")) as (near, far, alice, bob):
+        assert isinstance(near, SealedStream)
+        assert near.num_connections == MAX_CONNECTIONS
+        for number in range(2 * MAX_CONNECTIONS):
+            near.send(bytes([number]) * SMALL_BYTES)
+            assert receive(far) == bytes([number]) * SMALL_BYTES
+        assert alice.bulk._peers[bob.peer_id].gauge.is_held_by_loss
 
 
 class Blocked:

@@ -237,7 +237,8 @@ async def test_untouched_frames_arrive_and_the_end_is_known_for_one() -> None:
 @pytest.mark.parametrize("attack", HOSTILE)
 async def test_tampered_stream_ends_before_the_first_wrong_byte(attack: str, connections: int) -> None:
     frames, error = await received(HOSTILE[attack](), connections)
-    num_right = {1: (MIDDLE, MIDDLE + 1), 2: (2 * MIDDLE, 2 * MIDDLE + 1, 2 * MIDDLE + 2)}[connections]
+    # Both connections are meddled with; how many frames each has carried by then is the kernel's affair.
+    num_right = {1: range(MIDDLE, MIDDLE + 2), 2: range(MIDDLE, 2 * MIDDLE + 3)}[connections]
     assert frames == FRAMES[: len(frames)]
     assert len(frames) in num_right
     assert not isinstance(error, Ended)
@@ -253,7 +254,7 @@ async def test_stream_without_its_end_mark_was_cut_not_finished() -> None:
 
 
 async def test_frames_of_another_connection_do_not_fit() -> None:
-    """Connections 0 and 1 carry every other frame each; both have a frame number 1."""
+    """Both connections have a frame number 1."""
     kept: dict[int, bytes] = {}
 
     def splice(connection: int, index: int, frame: bytes) -> Outgoing:

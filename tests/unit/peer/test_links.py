@@ -124,3 +124,23 @@ def test_a_figure_that_becomes_known_is_news() -> None:
     for latency, bandwidth, expected in ((0, 120, False), (0, 121, True), (0, 79, True), (1, 100, True)):
         after = Row(uplink_kb_s=0, downlink_kb_s=0, latencies_us=(0, latency), bandwidths_kb_s=(0, bandwidth))
         assert is_news(Links(epoch=0, row=after), before) is expected
+
+
+@pytest.mark.parametrize(
+    ("megabytes_s", "is_at_least", "kb_s"), [(0.5, True, 0), (0.5, False, 500), (20.0, True, 20_000)]
+)
+def test_a_low_bound_of_a_bandwidth_is_not_told_as_one(
+    planes: Planes, survey: LinkSurvey, megabytes_s: float, is_at_least: bool, kb_s: int
+) -> None:
+    planes.speeds[BOB] = LinkSpeed(latency_s=0.05, bandwidth_bytes_s=megabytes_s * 1e6, is_at_least=is_at_least)
+    assert survey.row(MEMBERS).bandwidths_kb_s == (0, kb_s, 0)
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_row_tells_whether_losses_hold_the_connections_back(
+    planes: Planes, survey: LinkSurvey, is_held: bool
+) -> None:
+    assert not survey.row(MEMBERS).is_held_by_loss
+    planes.speeds[BOB] = LinkSpeed(latency_s=0.05, bandwidth_bytes_s=1e6)
+    planes.speeds[CAROL] = LinkSpeed(latency_s=0.05, bandwidth_bytes_s=1e6, is_held_by_loss=is_held)
+    assert survey.row(MEMBERS).is_held_by_loss == is_held
