@@ -329,23 +329,18 @@ EXPORT void dequantise2_i16(const uint8_t *scales, const uint8_t *codes, long co
 }
 
 /* Of scales: for floats, as integers, of which a negative one or what is not finite is above all that are in range. */
-EXPORT uint32_t largest_f32(const uint8_t *scales, long count) {
-    uint32_t largest = 0, word;
-    for (long i = 0; i < count; i++) {
-        memcpy(&word, scales + 4 * i, 4);
-        largest = word > largest ? word : largest;
+#define LARGEST(name, word_t)                                     \
+    EXPORT uint32_t name(const uint8_t *scales, long count) {     \
+        word_t largest = 0, word;                                 \
+        for (long i = 0; i < count; i++) {                        \
+            memcpy(&word, scales + sizeof word * i, sizeof word); \
+            largest = word > largest ? word : largest;            \
+        }                                                         \
+        return largest;                                           \
     }
-    return largest;
-}
 
-EXPORT uint32_t largest_i16(const uint8_t *scales, long count) {
-    uint16_t largest = 0, word;
-    for (long i = 0; i < count; i++) {
-        memcpy(&word, scales + 2 * i, 2);
-        largest = word > largest ? word : largest;
-    }
-    return largest;
-}
+LARGEST(largest_f32, uint32_t)
+LARGEST(largest_i16, uint16_t)
 
 /* Past the caches, which need not fetch first what is overwritten: a third faster where they do not hold the whole. */
 INLINE void store_past_cache(float *out, const float *block, long n) {
