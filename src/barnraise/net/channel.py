@@ -233,7 +233,7 @@ class Channel:
     def _header(self, size_bytes: int) -> bytes:
         """Wait for the header of the next frame, which is at most so long; take as much of it as is there and fits."""
         if self._start + HEADER_BYTES > len(self._incoming):
-            self._make_room(HEADER_BYTES)
+            self._move_to_front()
         start = self._start
         while self._stop < start + HEADER_BYTES:
             self._stop += self._take(self._incoming[self._stop : start + size_bytes], 0)
@@ -265,10 +265,9 @@ class Channel:
             taken += self._take(sealed[taken:], socket.MSG_WAITALL)
         return sealed
 
-    def _make_room(self, wanted: int) -> None:
+    def _move_to_front(self) -> None:
+        """Make room behind what was taken and not opened."""
         rest = bytes(self._incoming[self._start : self._stop])
-        if wanted > len(self._incoming):
-            self._incoming = memoryview(bytearray(MAX_FRAME_BYTES))
         self._start, self._stop = 0, len(rest)
         self._incoming[: len(rest)] = rest
 
