@@ -233,12 +233,13 @@ async def test_nonsense_is_forgiven_once(ring: Ring) -> None:
     assert [total.tolist() for total in found if isinstance(total, np.ndarray)] == [[2.0] * 4] * 2
 
 
-async def test_who_looks_for_a_group_where_there_is_a_list_is_told_by_what_to_do(
-    autojump_clock: MockClock, ring: Ring
+@pytest.mark.parametrize("statement", [Want(2), Formed(("somebody else",))])
+async def test_who_looks_for_a_group_where_there_is_a_list_is_told_what_to_do(
+    autojump_clock: MockClock, ring: Ring, statement: Want | Formed
 ) -> None:
     parties = ring.listed(2)
     await gather(parties)
-    await parties[1].network.send(parties[0].peer, encode(Want(2)))
+    await parties[1].network.send(parties[0].peer, encode(statement))
     await trio.sleep(1.0)
     for party in parties:
         with pytest.raises(Unavailable, match="Start all the same way"):
