@@ -38,8 +38,22 @@ async def test_the_coordinator_and_another_die_at_a_point_of_the_round(point: st
             await peer.until_found(everybody_contributes(3, after=7), what="a round with everybody in it again")
         await swarm.leave()
         check(swarm)
-        rounds = [event["round"] for event in survivor.named("round.committed")]
-        assert rounds == list(range(len(rounds)))
+        check_unbroken(survivor)
+
+
+def check_unbroken(survivor: Peer) -> None:
+    """Check that it saw the rounds one after the other, but for those that it says it fetched.
+
+    A coordinator that dies right after a round was agreed may take to the grave the shard that it owed the survivor,
+    who then has the round from the other.
+    """
+    following, fetches = 0, False
+    for event in survivor.events:
+        if event["event"] == "peer.catching_up":
+            fetches = True
+        elif event["event"] == "round.committed":
+            assert event["round"] == following or (fetches and event["round"] > following)
+            following, fetches = event["round"] + 1, False
 
 
 async def test_the_coordinator_dies_with_its_proposal_half_told(tmp_path: Path) -> None:
