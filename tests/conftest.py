@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from barnraise.config import RoundConfig, RunConfig
-from barnraise.consensus.voting import Decision
+from barnraise.consensus.agreement import Decision
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
 from barnraise.runs.directory import RunDirectory, create

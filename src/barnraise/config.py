@@ -133,15 +133,26 @@ class RoundConfig:
     """... but at least this long."""
     exchange_timeout_s: float = 30.0
     """An exchange that takes longer is voided and tried again without those who kept it waiting."""
-    agree_timeout_s: float = 5.0
-    """A coordinator silent for this long is passed over; doubles with each view."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConsensusConfig:
+    """How the members agree on what a round came to."""
+
+    protocol: Literal["", "raft", "pbft"] = ""
+    """``raft``: members crash and do not lie; ``pbft``: fewer than a third may do anything; "": the profile's own."""
+    timeout_s: float = 5.0
+    """A leader silent for this long is passed over; doubles with each view."""
+    max_committee: int = 100
+    """``pbft``: so many of the most senior members vote; the others follow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """The genesis of a run. Hashed; equal on every peer."""
 
-    profile: Literal["home"] = "home"
+    profile: Literal["home", "federation", "open"] = "home"
+    """``home``: my own machines; ``federation``: named organisations, some of which may lie; ``open``: strangers."""
     strategy: Literal["diloco", "local_sgd", "fedavg", "synchronous"] = "diloco"
     seed: int = 1
     founders: tuple[str, ...] = ()
@@ -151,6 +162,12 @@ class RunConfig:
     inner: InnerConfig = field(default_factory=InnerConfig)
     outer: OuterConfig = field(default_factory=OuterConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
+
+    @property
+    def protocol(self) -> str:
+        """Return the name of the protocol that the members agree by."""
+        return self.consensus.protocol or PROTOCOLS[self.profile]
 
     def canonical_bytes(self) -> bytes:
         """Return the bytes that are hashed: sorted ``(dotted key, text)`` pairs, no path and no float among them."""
@@ -257,6 +274,7 @@ ELSEWHERE: Mapping[str, str] = types.MappingProxyType(
         "max_retries": "peer.max_retries",
         "max_peers": "peer.max_peers",
         "min_peers": "round.min_peers",
+        "protocol": "consensus.protocol",
         "sync_every": "round.steps",
         "sync_frequency": "round.steps",
         "algorithm": "strategy",
@@ -422,6 +440,16 @@ def _check_ranges(config: RunConfig, where: str) -> None:
             raise ConfigError(f"{where}: {key} = {flat[key]} is outside {low} .. {high}. Change the value.")
     check_heads(config.model, where)
     check_codec(config.round.codec, config.profile, where)
+    check_protocol(config, where)
+
+
+def check_protocol(config: RunConfig, where: str) -> None:
+    """Check that the members can agree by the protocol that was asked for; raises `ConfigError`."""
+    if config.protocol == "raft" and config.profile != "home":
+        raise ConfigError(
+            f"{where}: consensus.protocol = 'raft' believes whatever a leader says, and in profile {config.profile!r} some may "
+            "lie. Leave consensus.protocol out, or take profile 'home' for machines that are all your own."
+        )
 
 
 def check_codec(name: str, profile: str, where: str) -> None:
@@ -457,6 +485,8 @@ def check_heads(model: ModelConfig, where: str) -> None:
         )
 
 
+PROTOCOLS: Mapping[str, str] = types.MappingProxyType({"home": "raft", "federation": "pbft", "open": "pbft"})
+"""What the members of each profile agree by, unless the configuration says otherwise."""
 INEXACT_PROFILES = frozenset({"home"})
 """Here one peer alone decodes an update, the one that aggregates the shard; the others take its word."""
 
@@ -483,5 +513,6 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "round.grace_min_s": (0.05, 3600.0),
     "round.grace_factor": (0.0, 100.0),
     "round.exchange_timeout_s": (0.05, 3600.0),
-    "round.agree_timeout_s": (0.05, 3600.0),
+    "consensus.timeout_s": (0.05, 3600.0),
+    "consensus.max_committee": (4, 1000),
 }

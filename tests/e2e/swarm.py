@@ -12,13 +12,13 @@ import textwrap
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 import trio
 
-from barnraise.config import InnerConfig, OuterConfig, RoundConfig, RunConfig
+from barnraise.config import ConsensusConfig, InnerConfig, OuterConfig, RoundConfig, RunConfig
 from barnraise.dag.store import Store
 from barnraise.identity import ClusterKey
 from barnraise.ids import Digest
@@ -37,10 +37,9 @@ PATIENCE_S: Final = 140.0
 TINY_TRAINER: Final = Path(__file__).with_name("tiny_trainer.py")
 SIZE: Final = 1000
 """Parameters of the tiny trainer's model."""
-ROUND: Final = RoundConfig(
-    rounds=10_000, steps=2, max_missed=3, grace_min_s=1.0, exchange_timeout_s=3.0, agree_timeout_s=1.0
-)
+ROUND: Final = RoundConfig(rounds=10_000, steps=2, max_missed=3, grace_min_s=1.0, exchange_timeout_s=3.0)
 """Longer than any test; who wants to see the end sets ``rounds``."""
+AGREE_S: Final = 1.0
 ANY_PORT: Final = "/ip4/127.0.0.1/tcp/0"
 Record = dict[str, Any]
 
@@ -255,10 +254,22 @@ def free_port() -> int:
 
 @contextlib.asynccontextmanager
 async def raised(
-    path: Path, num_peers: int, *, rules: RoundConfig = ROUND, round_s: float = 0.1, peer_timeout_s: float = 30.0
+    path: Path,
+    num_peers: int,
+    *,
+    rules: RoundConfig = ROUND,
+    round_s: float = 0.1,
+    peer_timeout_s: float = 30.0,
+    profile: Literal["home", "open"] = "home",
 ) -> AsyncIterator[Swarm]:
     """Make a run and its peers' places; whatever is started is gone when the block is left, however it is left."""
-    config = RunConfig(round=rules, inner=InnerConfig(batch_size=4), outer=OuterConfig(lr=0.7, momentum=0.5))
+    config = RunConfig(
+        profile=profile,
+        round=rules,
+        inner=InnerConfig(batch_size=4),
+        outer=OuterConfig(lr=0.7, momentum=0.5),
+        consensus=ConsensusConfig(timeout_s=AGREE_S),
+    )
     directory = rundir.create(config, num_peers, path / "run", datetime(2026, 1, 2))
     async with trio.open_nursery() as nursery:
         swarm = Swarm(directory, nursery)

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 NUM_FOUNDERS = 3
 NUM_VISITS = 10
 AT_ONCE = 3
-RULES = RoundConfig(rounds=10_000, steps=2, grace_min_s=5.0, exchange_timeout_s=5.0, agree_timeout_s=2.0)
+RULES = RoundConfig(rounds=10_000, steps=2, grace_min_s=5.0, exchange_timeout_s=5.0)
 
 
 async def visit(swarm: Swarm, host: Peer, places: trio.CapacityLimiter) -> None:
@@ -94,7 +94,7 @@ async def test_a_member_that_lost_its_disk_is_taken_back(tmp_path: Path) -> None
 
 
 async def test_one_founder_waits_for_as_many_as_the_run_asks_for(tmp_path: Path) -> None:
-    rules = RoundConfig(rounds=10_000, steps=2, min_peers=3, grace_min_s=5.0, agree_timeout_s=2.0)
+    rules = RoundConfig(rounds=10_000, steps=2, min_peers=3, grace_min_s=5.0)
     async with raised(tmp_path, 1, rules=rules) as swarm:
         await swarm.start()
         founder = swarm.peers[0]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from barnraise.consensus.voting import Decision
+from barnraise.consensus.agreement import Decision
 from barnraise.ids import PeerId
 from barnraise.sim.books import check_exactly_once, log_of
 from barnraise.sim.faults import CRASH_POINTS, Crash, Cutoff, Fault, Pause

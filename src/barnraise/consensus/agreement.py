@@ -17,7 +17,7 @@ A `Kind` is a protocol by name: who leads, how many are enough, and when a store
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import msgspec
 
@@ -49,12 +49,17 @@ class Scope:
 class Ballot(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """What members say to each other about a height."""
 
+    asks: ClassVar[bool] = True
+    """Whoever says it about a height that is decided may not know what was decided; a vote may just have crossed with it."""
+
     height: Count
     view: Count
 
 
 class Decided(Ballot, frozen=True, kw_only=True):
     """What was decided, with the votes: for members that missed it."""
+
+    asks = False
 
     value: bytes
     votes: tuple[tuple[str, bytes], ...]
@@ -175,6 +180,10 @@ class Kind(Protocol):
     trusts_members: bool
     """Members may crash and do not lie: a leader's word on who is there is good enough."""
 
+    def committee(self, members: Sequence[PeerId], limit: int) -> tuple[PeerId, ...]:
+        """Return who of the members votes, in order of seniority; ``limit`` is the most that a large run lets vote."""
+        ...
+
     def is_quorum(self, members: Sequence[PeerId], present: Collection[PeerId]) -> bool:
         """Tell whether ``present`` may act for ``members``, in order of seniority."""
         ...
@@ -220,6 +229,6 @@ class Kind(Protocol):
         ...
 
 
-def decided(scope: Scope, decision: Decision) -> Decided:
+def decided(height: int, decision: Decision) -> Decided:
     """Return the message that tells a decision to whoever missed it."""
-    return Decided(height=scope.height, view=decision.view, value=decision.value, votes=decision.votes)
+    return Decided(height=height, view=decision.view, value=decision.value, votes=decision.votes)

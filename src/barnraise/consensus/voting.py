@@ -30,40 +30,50 @@ It knows nothing of terms, logs or disks across heights: a durable Raft, or PBFT
 calls.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 import msgspec
 
+from barnraise.consensus import seniority
+from barnraise.consensus.agreement import (
+    MAX_VALUE_BYTES,
+    Ballot,
+    Broadcast,
+    Decided,
+    Decision,
+    Effect,
+    Judge,
+    Persist,
+    Record,
+    Scope,
+    Sign,
+    Verify,
+    decided,
+)
 from barnraise.consensus.seniority import is_quorum, leader
-from barnraise.ids import PeerId
-from barnraise.swarm.records import Count, digest
-
-MAX_VALUE_BYTES: Final = 32 * 1024
-"""A proposal with its frame stays below the 64 KiB of a control message."""
+from barnraise.ids import Digest, PeerId
+from barnraise.swarm.records import digest
 
 
-class _Ballot(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    height: Count
-    view: Count
-
-
-class Propose(_Ballot, frozen=True, kw_only=True):
+class Propose(Ballot, frozen=True, kw_only=True):
     """The leader's value."""
 
     value: bytes
 
 
-class Accept(_Ballot, frozen=True, kw_only=True):
+class Accept(Ballot, frozen=True, kw_only=True):
     """A member's signed vote for the value with this digest."""
+
+    asks = False
 
     value: bytes
     """Digest."""
     signature: bytes
 
 
-class Change(_Ballot, frozen=True, kw_only=True):
+class Change(Ballot, frozen=True, kw_only=True):
     """A member's promise to take part in no view before this one."""
 
     accepted_view: Annotated[int, msgspec.Meta(ge=-1, le=1 << 40)]
@@ -71,92 +81,22 @@ class Change(_Ballot, frozen=True, kw_only=True):
     accepted: bytes
 
 
-class Decided(_Ballot, frozen=True, kw_only=True):
-    """What was decided, with the votes: for members that missed it."""
+class Persisted(Record, frozen=True, kw_only=True):
+    """What a member has promised and accepted."""
 
-    value: bytes
-    votes: tuple[tuple[str, bytes], ...]
-
-
-BallotMessage = Propose | Accept | Change | Decided
-
-
-class Persisted(msgspec.Struct, frozen=True, array_like=True):
-    """What a member must find again after a crash, before it says anything."""
-
-    height: int
     promised: int
     accepted_view: int
     accepted: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Broadcast:
-    """Effect: send to every other member."""
-
-    message: BallotMessage
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Persist:
-    """Effect: on disk before anything after it is sent."""
-
-    record: Persisted
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judge:
-    """Effect: a value was proposed; call `approve(view)` if and when it is found valid."""
-
-    view: int
-    value: bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
-    """Effect: the height is decided, by these votes."""
-
-    value: bytes
-    view: int
-    votes: tuple[tuple[str, bytes], ...]
-
-
-Effect = Broadcast | Persist | Judge | Decision
-
-Sign = Callable[[str, bytes], bytes]
-"""``(context, message) -> signature`` with this peer's keys."""
-Verify = Callable[[PeerId, str, bytes, bytes], bool]
-"""``(peer, context, message, signature)`` -> does it hold?"""
-
 VOTE_CONTEXT: Final = "barnraise 1 vote"
-
-
-def vote_bytes(height: int, view: int, value: bytes) -> bytes:
-    """Return what a vote signs; the value's digest covers run, epoch and round."""
-    return msgspec.msgpack.encode((height, view, value))
-
-
-def decided_message(height: int, decision: Decision) -> Decided:
-    """Return the message that tells a decision to whoever missed it."""
-    return Decided(height=height, view=decision.view, value=decision.value, votes=decision.votes)
-
-
-def holds(decision: Decision, height: int, members: Sequence[PeerId], verify: Verify) -> bool:
-    """Tell whether a decision's votes are a quorum's: what anyone can check from files alone."""
-    signed = vote_bytes(height, decision.view, digest(decision.value))
-    voters = {
-        PeerId(voter)
-        for voter, signature in decision.votes[: len(members)]
-        if voter in members and verify(PeerId(voter), VOTE_CONTEXT, signed, signature)
-    }
-    return is_quorum(members, voters)
 
 
 @dataclass(kw_only=True)
 class Voting:
     """One height of the log. ``members`` in order of seniority; ``me`` may be an onlooker that is none of them."""
 
-    height: int
+    scope: Scope
     members: tuple[PeerId, ...]
     me: PeerId
     sign: Sign
@@ -188,6 +128,11 @@ class Voting:
             self._proposals[self.promised] = self.accepted
 
     @property
+    def view(self) -> int:
+        """Return the view that this member has promised."""
+        return self.promised
+
+    @property
     def leader(self) -> PeerId:
         """Return who may propose now."""
         return leader(self.members, self.promised)
@@ -213,7 +158,7 @@ class Voting:
         if not self.may_propose:
             return []
         value = self.bound_value or value
-        message = Propose(height=self.height, view=self.promised, value=value)
+        message = Propose(height=self.scope.height, view=self.promised, value=value)
         return [self._persist(), Broadcast(message=message), *self._proposed(message)]
 
     def approve(self, view: int) -> list[Effect]:
@@ -236,20 +181,20 @@ class Voting:
             view += 1
         return self._promise(view)
 
-    def repeat(self) -> list[BallotMessage]:
+    def repeat(self) -> list[Ballot]:
         """Return what this member said in the current view, for those that may have missed it."""
         if self.decision:
-            return [decided_message(self.height, self.decision)]
-        said: list[BallotMessage] = []
+            return [decided(self.scope.height, self.decision)]
+        said: list[Ballot] = []
         if self.me in self._changes:
             said.append(self._changes[self.me])
         if self.leader == self.me and self.promised in self._proposals:
-            said.append(Propose(height=self.height, view=self.promised, value=self._proposals[self.promised]))
+            said.append(Propose(height=self.scope.height, view=self.promised, value=self._proposals[self.promised]))
         if self.me in self._accepts:
             said.append(self._accepts[self.me])
         return said
 
-    def receive(self, sender: PeerId, message: BallotMessage) -> list[Effect]:
+    def receive(self, sender: PeerId, message: Ballot) -> list[Effect]:
         """Take in a message of this height."""
         if self.decision or sender not in self.members:
             return []
@@ -257,13 +202,15 @@ class Voting:
             case Propose():
                 return self._on_propose(sender, message)
             case Accept():
-                signed = vote_bytes(message.height, message.view, message.value)
+                signed = self.scope.statement(message.view, Digest(message.value))
                 valid = self.verify(sender, VOTE_CONTEXT, signed, message.signature)
                 return self._accept(sender, message) if valid else []
             case Change():
                 return self._on_change(sender, message)
             case Decided():
                 return self._on_decided(message)
+            case _:
+                return []
 
     def _on_propose(self, sender: PeerId, message: Propose) -> list[Effect]:
         if sender != leader(self.members, message.view) or len(message.value) > MAX_VALUE_BYTES:
@@ -310,7 +257,7 @@ class Voting:
 
     def _on_decided(self, message: Decided) -> list[Effect]:
         decision = Decision(value=message.value, view=message.view, votes=message.votes)
-        if not holds(decision, self.height, self.members, self.verify):
+        if not HOME.holds(decision, self.scope, self.members, self.verify):
             return []
         self.decision = decision
         return [decision]
@@ -320,18 +267,74 @@ class Voting:
             self.promised = view
             return []
         self.promised = view
-        change = Change(height=self.height, view=view, accepted_view=self.accepted_view, accepted=self.accepted)
+        change = Change(height=self.scope.height, view=view, accepted_view=self.accepted_view, accepted=self.accepted)
         self._changes[self.me] = change
         return [self._persist(), Broadcast(message=change)]
 
     def _vote(self) -> Accept:
         name = digest(self.accepted)
-        signature = self.sign(VOTE_CONTEXT, vote_bytes(self.height, self.accepted_view, name))
-        return Accept(height=self.height, view=self.accepted_view, value=name, signature=signature)
+        signature = self.sign(VOTE_CONTEXT, self.scope.statement(self.accepted_view, name))
+        return Accept(height=self.scope.height, view=self.accepted_view, value=name, signature=signature)
 
     def _persist(self) -> Persist:
         return Persist(
             record=Persisted(
-                height=self.height, promised=self.promised, accepted_view=self.accepted_view, accepted=self.accepted
+                height=self.scope.height,
+                promised=self.promised,
+                accepted_view=self.accepted_view,
+                accepted=self.accepted,
             )
         )
+
+
+class Home:
+    """The kind of agreement among one owner's machines."""
+
+    name = "raft"
+    min_members = 1
+    trusts_members = True
+
+    def committee(self, members: Sequence[PeerId], limit: int) -> tuple[PeerId, ...]:
+        """Return all members: one owner's machines are few."""
+        return tuple(members)
+
+    def is_quorum(self, members: Sequence[PeerId], present: Collection[PeerId]) -> bool:
+        """Tell whether ``present`` may act for ``members``: see `seniority`."""
+        return is_quorum(members, present)
+
+    def explain(self, members: Sequence[PeerId], present: Collection[PeerId]) -> str:
+        """Say in plain words why those present are not a quorum."""
+        return seniority.explain(members, present)
+
+    def is_cut(self, counting: Sequence[PeerId], able: Sequence[PeerId], contributors: Collection[PeerId]) -> bool:
+        """Tell whether these may make up a round's aggregate: a quorum of those that are not known to be down."""
+        return is_quorum(able, contributors)
+
+    def holds(self, decision: Decision, scope: Scope, members: Sequence[PeerId], verify: Verify) -> bool:
+        """Tell whether a decision's votes are a quorum's."""
+        signed = scope.statement(decision.view, decision.digest)
+        voters = {
+            PeerId(voter)
+            for voter, signature in decision.votes[: len(members)]
+            if voter in members and verify(PeerId(voter), VOTE_CONTEXT, signed, signature)
+        }
+        return is_quorum(members, voters)
+
+    def open(
+        self,
+        scope: Scope,
+        members: Sequence[PeerId],
+        me: PeerId,
+        *,
+        sign: Sign,
+        verify: Verify,
+        record: Record | None = None,
+    ) -> Voting:
+        """Begin to decide a height."""
+        voting = Voting(scope=scope, members=tuple(members), me=me, sign=sign, verify=verify)
+        if isinstance(record, Persisted) and record.height == scope.height:
+            voting.restore(record)
+        return voting
+
+
+HOME: Final = Home()

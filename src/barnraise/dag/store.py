@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from barnraise.consensus.voting import Decision, Persisted
+from barnraise.consensus.agreement import Decision, Record
+from barnraise.consensus.protocols import decode_record
 from barnraise.dag.lock import DirectoryLock
 from barnraise.errors import ConfigError, LocalError
 from barnraise.ids import Digest, RunId
@@ -33,7 +34,6 @@ BUSY_S: Final = 5.0
 
 _encode = msgspec.msgpack.Encoder().encode
 _votes: msgspec.msgpack.Decoder[tuple[tuple[str, bytes], ...]] = msgspec.msgpack.Decoder(tuple[tuple[str, bytes], ...])
-_persisted: msgspec.msgpack.Decoder[Persisted] = msgspec.msgpack.Decoder(Persisted)
 _blocks: msgspec.msgpack.Decoder[tuple[tuple[int, int], ...]] = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...])
 
 
@@ -66,10 +66,10 @@ class Reader:
         row = self._connection.execute("SELECT theta, blocks FROM run").fetchone()
         return Founding(theta=Digest(row[0]), blocks=_blocks.decode(row[1])) if row else None
 
-    def ballot(self) -> Persisted | None:
+    def ballot(self) -> Record | None:
         """Return the newest promise."""
         row = self._connection.execute("SELECT record FROM ballot").fetchone()
-        return _persisted.decode(row[0]) if row else None
+        return decode_record(row[0]) if row else None
 
     def height(self) -> int:
         """Return the number of decisions in the log."""
@@ -146,7 +146,7 @@ class Store(Reader):
         """Remember what the run begins with."""
         self._connection.execute("INSERT INTO run VALUES (0, ?, ?, ?)", (self._run, theta, _encode(tuple(blocks))))
 
-    def persist(self, ballot: Persisted) -> None:
+    def persist(self, ballot: Record) -> None:
         """Remember a promise."""
         self._connection.execute("INSERT OR REPLACE INTO ballot VALUES (0, ?)", (_encode(ballot),))
 

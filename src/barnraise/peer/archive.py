@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import trio
 
 from barnraise.codec.grid import Float32
-from barnraise.consensus.voting import Decision
+from barnraise.consensus.agreement import Decision
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
 from barnraise.ids import Digest

@@ -16,7 +16,7 @@ import trio
 from barnraise.codec.codec import Malformed
 from barnraise.codec.grid import Bytes, Float32
 from barnraise.collective import exchange, shards
-from barnraise.consensus.voting import Decision
+from barnraise.consensus.agreement import Decision
 from barnraise.errors import LocalError, PeerError, Unavailable
 from barnraise.identity import PublicIdentity
 from barnraise.ids import PeerId

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from barnraise.codec.grid import Float32
-from barnraise.consensus.voting import Decision
+from barnraise.consensus.agreement import Decision
 from barnraise.errors import LocalError, PeerError, Unavailable
 from barnraise.ids import PeerId
 from barnraise.net.seam import Bulk

@@ -9,7 +9,7 @@ import numpy as np
 from barnraise.codec.chain import codec_of
 from barnraise.codec.grid import Float32
 from barnraise.config import RunConfig
-from barnraise.consensus.voting import Decision, Persisted
+from barnraise.consensus.agreement import Decision, Record
 from barnraise.ids import PeerId
 from barnraise.swarm.adopt import adopt
 from barnraise.swarm.member import Member
@@ -26,7 +26,7 @@ PEER_TIMEOUT_S = 30.0
 class Disk:
     """What outlives a crash."""
 
-    ballot: Persisted | None = None
+    ballot: Record | None = None
     log: list[Decision] = field(default_factory=list)
     theta: Float32
     momentum: Float32

@@ -17,9 +17,9 @@ import numpy as np
 
 from barnraise.collective import exchange
 from barnraise.collective.shards import leaf
-from barnraise.config import InnerConfig, RoundConfig, RunConfig
+from barnraise.config import ConsensusConfig, InnerConfig, RoundConfig, RunConfig
+from barnraise.consensus.agreement import Decision
 from barnraise.consensus.seniority import is_quorum
-from barnraise.consensus.voting import Decision
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
 from barnraise.sim.faults import Crash, Cutoff, Depart, Fault, Join, Pause, draw, draw_visits
@@ -84,8 +84,8 @@ class World:
                 min_peers=min_peers,
                 grace_min_s=5.0,
                 exchange_timeout_s=10.0,
-                agree_timeout_s=3.0,
             ),
+            consensus=ConsensusConfig(timeout_s=3.0),
         )
         joins = [fault for fault in faults if isinstance(fault, Join)]
         self.nodes = [Node.fresh(index, self.config, self.now) for index in range(num_peers)]

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from barnraise.consensus import voting
-from barnraise.consensus.voting import Decision, Verify
+from barnraise.consensus.agreement import Decision, Verify
 from barnraise.errors import LocalError
 from barnraise.swarm import records
 from barnraise.swarm.records import Cut, Result, Vertex
@@ -32,7 +31,7 @@ def adopt(state: State, log: Sequence[Decision], verify: Verify) -> Adopted:
     cuts: list[Cut] = []
     vertices: list[Vertex] = []
     for decision in log:
-        if not voting.holds(decision, state.height, state.peers, verify):
+        if not state.agreement.holds(decision, state.scope, state.committee, verify):
             raise LocalError(f"the votes for height {state.height} are no quorum of its members")
         try:
             event = records.decode_event.decode(decision.value)

@@ -1,6 +1,6 @@
 """One member's votes on the next entry of the log: what it proposes, approves, doubts, and keeps for later; pure.
 
-`consensus.voting` says which votes decide a height. This says which ones are ours: none where our disk may have
+`consensus` says which votes decide a height. This says which ones are ours: none where our disk may have
 forgotten another one (`Abstention`), none for what our own books do not bear out (`proposals`), and one against a leader
 that is down or overdue (`Pace`). Each call returns what is to be done, in order; a decision is among it, for the member
 to act on, and then `next_entry` is called.
@@ -11,9 +11,8 @@ from typing import assert_never
 
 import msgspec
 
-from barnraise.consensus import voting
-from barnraise.consensus.seniority import is_quorum
-from barnraise.consensus.voting import BallotMessage, Decision, Persisted, Sign, Verify, Voting
+from barnraise.consensus import agreement
+from barnraise.consensus.agreement import Agreement, Ballot, Decision, Record, Sign, Verify
 from barnraise.errors import LocalError
 from barnraise.ids import PeerId
 from barnraise.swarm import effects, proposals, records
@@ -40,7 +39,7 @@ class Ballots:
         abstention: Abstention,
         sign: Sign,
         verify: Verify,
-        ballot: Persisted | None,
+        ballot: Record | None,
     ) -> None:
         """Take up the height of ``state``, with the promise that was found on disk."""
         self._me = presence.me
@@ -52,7 +51,8 @@ class Ballots:
         self._abstention = abstention
         self._sign = sign
         self._verify = verify
-        self._voting = self._new_voting(ballot)
+        self._record = ballot
+        self._voting = self._opened()
         self._judging: tuple[int, bytes] | None = None
         self._view = 0
 
@@ -64,25 +64,25 @@ class Ballots:
     def next_entry(self, state: State, work: Work) -> None:
         """Begin to vote on what follows ``state``; ``work`` are the books of its round."""
         self._state, self._work = state, work
-        self._voting = self._new_voting(None)
-        self._view = 0
+        self._voting = self._opened()
+        self._view = self._voting.view
         self._judging = None
 
     def abstain(self, now: float, height: int) -> None:
         """Cast no vote up to this height, if our disk may have forgotten one."""
         if self._me in self._state.peers and self._abstention.heard(height, now):
-            self._voting = self._new_voting(None)
+            self._voting = self._opened()
 
     def stop_abstaining(self, now: float) -> None:
         """Vote again, once it is clear that nothing is decided without us."""
         if self._abstention.is_over(self._state.height, now):
-            self._voting = self._new_voting(None)
+            self._voting = self._opened()
 
-    def repeat(self) -> list[BallotMessage]:
+    def repeat(self) -> list[Ballot]:
         """Return what we said last, for those that may have missed it."""
         return self._voting.repeat()
 
-    def receive(self, now: float, sender: PeerId, message: BallotMessage) -> list[Effect | Decision]:
+    def receive(self, now: float, sender: PeerId, message: Ballot) -> list[Effect | Decision]:
         """Take in what a member says, keep it for later, or answer what is decided."""
         if message.height > self._state.height:
             if sender in self._state.peers:  # who has joined since says it again
@@ -90,8 +90,7 @@ class Ballots:
             return []
         if message.height < self._state.height:
             decided = self._mailbox.decided(message.height)
-            is_late = not isinstance(message, voting.Decided | voting.Accept)
-            return [effects.Send(to=sender, message=decided)] if decided and is_late else []
+            return [effects.Send(to=sender, message=decided)] if decided and message.asks else []
         return self._vote(now, self._voting.receive(sender, message))
 
     def propose(self, now: float, *, is_leaving: bool) -> list[Effect | Decision]:
@@ -117,36 +116,39 @@ class Ballots:
         except (msgspec.DecodeError, msgspec.ValidationError, LocalError):
             self._judging = None
             return []
-        if not proposals.agrees(self._state, self._work, event):
+        if not proposals.agrees(self._state, self._work, self._presence, self._pace, now, event):
             return []
         self._judging = None
         return self._vote(now, self._voting.approve(view))
 
     def doubt(self, now: float) -> list[Effect | Decision]:
         """Vote out a leader that is down or overdue, where a quorum is there to do so."""
-        peers, view = self._state.peers, self._voting.promised
-        if self._me not in peers:
+        voters, view = self._state.committee, self._voting.view
+        if self._me not in voters:
             return []
-        down = self._presence.down_among(peers, now)
+        down = self._presence.down_among(voters, now)
         has_cut = self._state.cut is not None
         if self._voting.leader not in down and not self._pace.leader_is_overdue(now, view, has_cut=has_cut):
             return []
-        if not is_quorum(peers, set(peers) - down):
+        if not self._state.agreement.is_quorum(voters, set(voters) - down):
             return []
         return self._vote(now, self._voting.suspect(down))
 
-    def _vote(self, now: float, asked: Sequence[voting.Effect]) -> list[Effect | Decision]:
+    def _vote(self, now: float, asked: Sequence[agreement.Effect]) -> list[Effect | Decision]:
         found: list[Effect | Decision] = []
-        if self._voting.promised != self._view:
-            self._view, self._pace.view_since = self._voting.promised, now
+        if self._voting.view != self._view:
+            self._view, self._pace.view_since = self._voting.view, now
         for effect in asked:
             match effect:
-                case voting.Broadcast():
+                case agreement.Broadcast():
                     found.append(effects.Broadcast(message=effect.message))
-                case voting.Persist():
+                case agreement.Send():
+                    found.append(effects.Send(to=effect.to, message=effect.message))
+                case agreement.Persist():
                     self._abstention.voted()
+                    self._record = effect.record
                     found.append(effects.PersistBallot(record=effect.record))
-                case voting.Judge():
+                case agreement.Judge():
                     self._judging = (effect.view, effect.value)
                     found += self.judge(now)
                 case Decision():
@@ -155,15 +157,14 @@ class Ballots:
                     assert_never(effect)
         return found
 
-    def _new_voting(self, ballot: Persisted | None) -> Voting:
-        height = self._state.height
-        fresh = Voting(
-            height=height,
-            members=self._state.peers,
-            me=PeerId("") if self._abstention.covers(height) else self._me,
+    def _opened(self) -> Agreement:
+        """Return our part in the next entry; none where our disk may have forgotten one."""
+        state = self._state
+        return state.agreement.open(
+            state.scope,
+            state.committee,
+            PeerId("") if self._abstention.covers(state.height) else self._me,
             sign=self._sign,
             verify=self._verify,
+            record=self._record,
         )
-        if ballot and ballot.height == height:
-            fresh.restore(ballot)
-        return fresh

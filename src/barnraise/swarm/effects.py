@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from barnraise.collective import exchange
-from barnraise.consensus.voting import Decision, Persisted
+from barnraise.consensus.agreement import Decision, Record
 from barnraise.ids import PeerId
 from barnraise.swarm.messages import Message
 from barnraise.swarm.plan import RoundPlan
@@ -30,7 +30,7 @@ class Send:
 class PersistBallot:
     """Have this on disk before performing any effect after it."""
 
-    record: Persisted
+    record: Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from barnraise.consensus.voting import Decided, Decision, decided_message
+from barnraise.consensus.agreement import Decided, Decision
+from barnraise.consensus.agreement import decided as told
 from barnraise.ids import PeerId
 from barnraise.swarm.messages import Message
 
@@ -19,9 +20,7 @@ class Mailbox:
         """Start with the last decisions before ``height``, as found on disk."""
         self._early: dict[PeerId, list[Message]] = {}
         newest = recent[-MAX_RECENT:]
-        self._recent = {
-            at: decided_message(at, decision) for at, decision in enumerate(newest, start=height - len(newest))
-        }
+        self._recent = {at: told(at, decision) for at, decision in enumerate(newest, start=height - len(newest))}
 
     def keep(self, sender: PeerId, message: Message) -> None:
         """Keep a message that is ahead of us."""
@@ -36,7 +35,7 @@ class Mailbox:
 
     def remember(self, height: int, decision: Decision) -> None:
         """Note a decision of ours."""
-        self._recent[height] = decided_message(height, decision)
+        self._recent[height] = told(height, decision)
         self._recent.pop(height - MAX_RECENT, None)
 
     def decided(self, height: int) -> Decided | None:

@@ -19,7 +19,7 @@ votes on each height; this machine trains, commits, exchanges shards (`deliverie
 
 The leader proposes a cut once every member that is not down has committed, or the grace after a quorum of
 commitments is over; a result once it has stepped itself; a void once the exchange waits for a member that is down
-or for too long; a regroup once nobody who was given samples is left, or too few. Everybody else gives the leader that much time and `agree_timeout_s` more, then votes it out.
+or for too long; a regroup once nobody who was given samples is left, or too few. Everybody else gives the leader that much time and `consensus.timeout_s` more, then votes it out.
 
 Two rules keep a crash from splitting the swarm: nothing is sent that rests on a promise not yet on disk
 (`PersistBallot` comes before `Broadcast` in every list of effects), and nothing is applied that is not decided
@@ -35,8 +35,7 @@ how far they are, and abstains until the entry after that, or until it is clear 
 from collections.abc import Sequence
 from typing import assert_never
 
-from barnraise.consensus import voting
-from barnraise.consensus.voting import BallotMessage, Decision, Persisted, Sign, Verify
+from barnraise.consensus.agreement import Ballot, Decision, Record, Sign, Verify
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
 from barnraise.swarm import deliveries, effects, records, speech
@@ -73,7 +72,7 @@ class Member:
         verify: Verify,
         now: float,
         peer_timeout_s: float,
-        ballot: Persisted | None = None,
+        ballot: Record | None = None,
         recent: Sequence[Decision] = (),
         is_fresh: bool = False,
         is_hollow: bool = False,
@@ -94,7 +93,12 @@ class Member:
         self._verify = verify
         self._owed: Decision | None = None
         self._mailbox = Mailbox(state.height, recent)
-        self._pace = Pace(rules=state.config.round, phase_since=now, view_since=now)
+        self._pace = Pace(
+            rules=state.config.round,
+            agree_timeout_s=state.config.consensus.timeout_s,
+            phase_since=now,
+            view_since=now,
+        )
         self._ballots = Ballots(
             state=state,
             work=self.work,
@@ -217,7 +221,7 @@ class Member:
         """
         self.presence.heard(sender, now)
         found: list[Effect] = []
-        if self.phase is Phase.GATHER and not self.is_hollow and isinstance(message, BallotMessage | Commit):
+        if self.phase is Phase.GATHER and not self.is_hollow and isinstance(message, Ballot | Commit):
             found = self._begin_round(now)  # others have begun
         match message:
             case Commit():
@@ -226,7 +230,7 @@ class Member:
                 found += self._on_status(now, sender, message)
             case Want() | GenesisWanted() | Genesis() | Links() | StateWanted():
                 found += reply(self.state, self.work, self._mailbox, self.presence, sender, message)
-            case voting.Propose() | voting.Accept() | voting.Change() | voting.Decided():
+            case Ballot():
                 found += self._on_ballot(now, sender, message)
             case _:
                 assert_never(message)
@@ -268,7 +272,7 @@ class Member:
             return self._catch_up(now, sender)
         return [effects.Send(to=sender, message=Want(height=self.state.height, round=self.state.round, commitments=()))]
 
-    def _on_ballot(self, now: float, sender: PeerId, message: BallotMessage) -> list[Effect]:
+    def _on_ballot(self, now: float, sender: PeerId, message: Ballot) -> list[Effect]:
         if self.phase is Phase.OVER and message.height >= self.state.height:
             return []
         return self._agree(now, self._ballots.receive(now, sender, message))
@@ -435,7 +439,7 @@ class Member:
                 except PeerError as error:
                     fields: dict[str, object] = {"peer": sender, "reason": str(error)}
                     found.append(effects.Report(event="peer.refused", fields=fields))
-            elif isinstance(message, BallotMessage):
+            elif isinstance(message, Ballot):
                 found += self._on_ballot(now, sender, message)
         return found
 

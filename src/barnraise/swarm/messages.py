@@ -3,7 +3,8 @@
 import msgspec
 
 from barnraise.collective.links import Row
-from barnraise.consensus.voting import Accept, BallotMessage, Change, Decided, Propose
+from barnraise.consensus.agreement import Ballot
+from barnraise.consensus.protocols import BallotMessage
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
 from barnraise.swarm.records import Count, Decoder, Signed
@@ -66,10 +67,12 @@ class Links(_Message, frozen=True, kw_only=True):
     row: Row
 
 
-Message = Commit | Status | Want | GenesisWanted | Genesis | StateWanted | Links | Propose | Accept | Change | Decided
+Spoken = Commit | Status | Want | GenesisWanted | Genesis | StateWanted | Links
+Message = Spoken | Ballot
+"""Of ballots those that the protocols know: `consensus.protocols.BallotMessage`."""
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder: Decoder[Message] = Decoder(msgspec.msgpack.Decoder(Message))
+_decoder: Decoder[Message] = Decoder(msgspec.msgpack.Decoder(Spoken | BallotMessage))
 
 
 def encode(message: Message) -> bytes:
@@ -90,7 +93,7 @@ def decode(sender: PeerId, data: bytes) -> Message:
 
 
 __all__ = [
-    "BallotMessage",
+    "Ballot",
     "Commit",
     "Genesis",
     "GenesisWanted",

@@ -12,6 +12,7 @@ class Pace:
     """Marks on the member's clock, in seconds, and what follows from them."""
 
     rules: RoundConfig
+    agree_timeout_s: float
     phase_since: float
     view_since: float
     enough_since: float | None = None
@@ -41,11 +42,11 @@ class Pace:
 
     def is_owed_long(self, now: float) -> bool:
         """Tell whether a decided result has been missing its tensors for too long."""
-        return now >= self.view_since + self.rules.agree_timeout_s
+        return now >= self.view_since + self.agree_timeout_s
 
     def leader_is_overdue(self, now: float, view: int, *, has_cut: bool) -> bool:
         """Tell whether the view's leader has had time enough; each view gives twice as much."""
-        patience = self.rules.agree_timeout_s * float(2 ** min(view, MAX_DOUBLINGS))
+        patience = self.agree_timeout_s * float(2 ** min(view, MAX_DOUBLINGS))
         if has_cut:
             turn: float | None = self.phase_since + self.rules.exchange_timeout_s
         else:

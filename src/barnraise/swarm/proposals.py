@@ -9,7 +9,7 @@ from barnraise.swarm.pace import Pace
 from barnraise.swarm.presence import Presence
 from barnraise.swarm.records import Cut, LogEvent, Regroup, Result, Void
 from barnraise.swarm.round import Work
-from barnraise.swarm.state import State
+from barnraise.swarm.state import Member, State
 
 
 def due(
@@ -32,17 +32,46 @@ def is_enough(state: State, work: Work, presence: Presence, now: float) -> bool:
     return _regroup(state, work, presence, now) is not None
 
 
-def agrees(state: State, work: Work, event: LogEvent) -> bool:
-    """Tell whether a proposal that follows the state says what we know."""
+def agrees(state: State, work: Work, presence: Presence, pace: Pace, now: float, event: LogEvent) -> bool:
+    """Tell whether a proposal that follows the state says what we know.
+
+    Where members may lie, their word on who is there, and on what went wrong, is checked against what we see ourselves.
+    """
+    is_seen = state.agreement.trusts_members or _is_seen(state, work, presence, pace, now, event)
     match event:
         case Cut():
-            return not rounds.unknown_contributions(work, event)
+            return is_seen and not rounds.unknown_contributions(work, event)
         case Void() | Regroup():
-            return True
+            return is_seen
         case Result():
-            return work.stepped is not None and rounds.is_valid_result(state, work, work.stepped, event)
+            return is_seen and work.stepped is not None and rounds.is_valid_result(state, work, work.stepped, event)
         case _:
             assert_never(event)
+
+
+def _is_seen(state: State, work: Work, presence: Presence, pace: Pace, now: float, event: LogEvent) -> bool:
+    """Tell whether a proposal of somebody who may lie is borne out by what this member sees."""
+    match event:
+        case Cut():
+            counting = list(work.plan.slots)
+            return state.agreement.is_cut(counting, counting, {PeerId(entry.member) for entry in event.contributions})
+        case Void():
+            return work.stepped is None or pace.exchange_is_overdue(now)
+        case Regroup():
+            return _regroup(state, work, presence, now) is not None and _knows(state, presence, now, event)
+        case Result():
+            return _knows(state, presence, now, event)
+        case _:
+            assert_never(event)
+
+
+def _knows(state: State, presence: Presence, now: float, event: Result | Regroup) -> bool:
+    """Tell whether all who are said to come want to, and all who are said to go are gone, or overdue, or want to."""
+    newcomers = presence.newcomers(state.peers, state.height, now)
+    gone = presence.down_among(state.peers, now) | presence.leavers(state.peers)
+    contributed = {entry.member for entry in state.cut.contributions} if state.cut else set()
+    gone |= {member.peer for member in state.members if member.peer not in contributed and _is_overdue(state, member)}
+    return set(event.joined) <= set(newcomers) and set(event.left) <= gone
 
 
 def _cut(state: State, work: Work, presence: Presence, pace: Pace, now: float) -> Cut | None:
@@ -89,12 +118,10 @@ def _membership_changes(
     """
     contributed = {entry.member for entry in state.cut.contributions} if state.cut else set()
     down = presence.down_among(state.peers, now)
-    patience = state.config.round.max_missed
     gone = {
         member.peer
         for member in state.members
-        if member.peer not in contributed
-        and (member.peer in down or (member.counts_from <= state.round and member.missed + 1 >= patience))
+        if member.peer not in contributed and (member.peer in down or _is_overdue(state, member))
     }
     leavers = presence.leavers(state.peers) | ({presence.me} if is_leaving else set())
     staying = set(state.peers) - gone - leavers
@@ -102,6 +129,11 @@ def _membership_changes(
     if joined or staying:
         gone |= leavers
     return joined, tuple(sorted(gone))
+
+
+def _is_overdue(state: State, member: Member) -> bool:
+    """Tell whether a member that is not in this cut either has been away for too long."""
+    return member.counts_from <= state.round and member.missed + 1 >= state.config.round.max_missed
 
 
 def _room(staying: Collection[PeerId]) -> int | None:

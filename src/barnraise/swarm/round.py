@@ -11,8 +11,7 @@ from barnraise.aggregate import mean
 from barnraise.codec.chain import codec_of
 from barnraise.collective.exchange import Exchange
 from barnraise.collective.shards import root
-from barnraise.consensus.seniority import is_quorum
-from barnraise.consensus.voting import Decision, Sign, Verify
+from barnraise.consensus.agreement import Decision, Sign, Verify
 from barnraise.errors import LocalError, PeerError
 from barnraise.ids import DIGEST_BYTES, EMPTY_DIGEST, Digest, PeerId
 from barnraise.swarm import effects, records
@@ -215,8 +214,9 @@ def is_enough(state: State, work: Work, contributors: Sequence[PeerId], down: fr
     Members that are down, or joined in this round and were given no samples, are not counted: how many members must be
     there is the agreement's business.
     """
-    able = [peer for peer in work.plan.slots if peer not in down]
-    return len(contributors) >= state.config.round.min_peers and is_quorum(able, contributors)
+    counting = list(work.plan.slots)
+    able = [peer for peer in counting if peer not in down]
+    return len(contributors) >= state.config.round.min_peers and state.agreement.is_cut(counting, able, contributors)
 
 
 def build_cut(state: State, work: Work, chosen: Sequence[PeerId]) -> Cut:

@@ -5,7 +5,6 @@ from dataclasses import replace
 import msgspec
 
 from barnraise.config import DataConfig, to_toml
-from barnraise.consensus.seniority import explain, is_quorum
 from barnraise.ids import PeerId, short
 from barnraise.swarm import records
 from barnraise.swarm import round as rounds
@@ -68,12 +67,15 @@ def why_leaving(state: State, me: PeerId) -> str:
 def why_waiting(state: State, me: PeerId, presence: Presence) -> str:
     """Say why nothing can be agreed now, or trained; "": it can, or the run is only starting."""
     least = state.config.round.min_peers
+    if len(state.members) < state.agreement.min_members:
+        needed = state.agreement.min_members
+        return f"a {state.config.profile} run trains from {needed} members on, and there are {len(state.members)}"
     if not state.can_train:
         return f"{len(state.counting)} of at least {least} members are here"
     present = {peer for peer in state.peers if peer == me or presence.is_up(peer)}
     if presence.is_starting(state.peers):
         return ""
-    if not is_quorum(state.peers, present):
-        return explain(state.peers, present)
+    if not state.agreement.is_quorum(state.committee, present):
+        return state.agreement.explain(state.committee, present)
     able = present.intersection(state.counting)
     return "" if state.cut or len(able) >= least else f"{len(able)} of at least {least} members are here"

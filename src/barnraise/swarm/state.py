@@ -12,6 +12,8 @@ import blake3
 import msgspec
 
 from barnraise.config import RunConfig
+from barnraise.consensus.agreement import Kind, Scope
+from barnraise.consensus.protocols import protocol_of
 from barnraise.errors import LocalError
 from barnraise.ids import EMPTY_DIGEST, Digest, PeerId, RunId
 from barnraise.outer.strategy import strategy_of
@@ -77,8 +79,24 @@ class State:
 
     @property
     def can_train(self) -> bool:
-        """Tell whether the run's rules allow a round with so few members that count."""
-        return len(self.counting) >= self.config.round.min_peers
+        """Tell whether the run's rules allow a round with so few members."""
+        enough = len(self.members) >= self.agreement.min_members
+        return enough and len(self.counting) >= self.config.round.min_peers
+
+    @property
+    def agreement(self) -> Kind:
+        """Return how the members agree."""
+        return protocol_of(self.config.protocol)
+
+    @property
+    def committee(self) -> tuple[PeerId, ...]:
+        """Return the members that vote on the next entry, in order of seniority."""
+        return self.agreement.committee(self.peers, self.config.consensus.max_committee)
+
+    @property
+    def scope(self) -> Scope:
+        """Return what a vote on the next entry is bound to."""
+        return Scope(run=self.run, epoch=self.epoch, height=self.height)
 
     @property
     def is_over(self) -> bool:

@@ -7,32 +7,29 @@ that the same schedules notice when a rule is left out.
 import itertools
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from barnraise.consensus import voting
-from barnraise.consensus.seniority import is_quorum
-from barnraise.consensus.voting import (
+from barnraise.consensus import agreement, voting
+from barnraise.consensus.agreement import (
     MAX_VALUE_BYTES,
-    Accept,
-    BallotMessage,
+    Ballot,
     Broadcast,
-    Change,
     Decided,
     Decision,
     Judge,
     Persist,
-    Persisted,
-    Propose,
-    Voting,
-    decided_message,
-    holds,
+    Scope,
+    decided,
 )
+from barnraise.consensus.seniority import is_quorum
+from barnraise.consensus.voting import HOME, Accept, Change, Persisted, Propose, Voting
 from barnraise.ids import PeerId
 from barnraise.swarm.records import digest
 
 HEIGHT = 7
+SCOPE = Scope(run=b"run", epoch=1, height=HEIGHT)
 NUM_SCHEDULES = 300
 NUM_STEPS = 70
 NUM_CALM_ROUNDS = 40
@@ -70,7 +67,7 @@ class Cluster:
         self.rng = random.Random(f"{size} {seed}")
         self.members = tuple(PeerId(f"peer-{number}") for number in range(size))
         self.processes = {peer: Process(me=peer, voting=self.fresh(peer)) for peer in self.members}
-        self.flying: list[tuple[PeerId, PeerId, BallotMessage]] = []
+        self.flying: list[tuple[PeerId, PeerId, Ballot]] = []
         self.proposed: set[bytes] = set()
         self.decided: set[bytes] = set()
         self.numbers = itertools.count()
@@ -78,7 +75,7 @@ class Cluster:
 
     def fresh(self, peer: PeerId) -> Voting:
         return self.kind(
-            height=HEIGHT,
+            scope=SCOPE,
             members=self.members,
             me=peer,
             sign=lambda context, message: sign_as(peer, context, message),
@@ -90,7 +87,7 @@ class Cluster:
         if process.disk is not None:
             process.voting.restore(process.disk)
 
-    def perform(self, process: Process, effects: list[voting.Effect]) -> None:
+    def perform(self, process: Process, effects: list[agreement.Effect]) -> None:
         for effect in effects:
             if not self.calm and self.rng.random() < CRASH_RATE:
                 self.crash(process)
@@ -105,13 +102,13 @@ class Cluster:
                 case Decision():
                     self.check(effect)
 
-    def broadcast(self, sender: PeerId, message: BallotMessage) -> None:
+    def broadcast(self, sender: PeerId, message: Ballot) -> None:
         self.flying += [(sender, to, message) for to in self.members if to != sender]
 
     def check(self, decision: Decision) -> None:
         if decision.value not in self.proposed:
             raise Disagreement("a value was decided that nobody proposed")
-        if not holds(decision, HEIGHT, self.members, verify):
+        if not HOME.holds(decision, SCOPE, self.members, verify):
             raise Disagreement("the votes of a decision do not hold")
         self.decided.add(decision.value)
         if len(self.decided) > 1:
@@ -198,7 +195,7 @@ def test_members_agree_and_finish_under_any_schedule(size: int) -> None:
 class ForgetsWhatItAccepted(Voting):
     """A change reports nothing."""
 
-    def _promise(self, view: int) -> list[voting.Effect]:
+    def _promise(self, view: int) -> list[agreement.Effect]:
         accepted = self.accepted_view, self.accepted
         self.accepted_view, self.accepted = -1, b""
         effects = super()._promise(view)
@@ -224,7 +221,7 @@ class ForgetsInACrash(Voting):
 class BreaksPromises(Voting):
     """Accepts proposals of views older than it promised."""
 
-    def approve(self, view: int) -> list[voting.Effect]:
+    def approve(self, view: int) -> list[agreement.Effect]:
         promised, self.promised = self.promised, view
         effects = super().approve(view)
         self.promised = max(promised, self.promised)
@@ -250,7 +247,7 @@ class LeadsAViewTwice(Voting):
 class ProposesBeforeItIsOnDisk(Voting):
     """A proposal leaves nothing behind that a crash does not take."""
 
-    def propose(self, value: bytes) -> list[voting.Effect]:
+    def propose(self, value: bytes) -> list[agreement.Effect]:
         return [effect for effect in super().propose(value) if not isinstance(effect, Persist)]
 
 
@@ -283,7 +280,7 @@ def test_the_schedules_notice_a_quorum_of_any_half(monkeypatch: pytest.MonkeyPat
 def voting_of(me: str, members: tuple[str, ...] = ("peer-0", "peer-1", "peer-2")) -> Voting:
     peer = PeerId(me)
     return Voting(
-        height=HEIGHT,
+        scope=SCOPE,
         members=tuple(PeerId(member) for member in members),
         me=peer,
         sign=lambda context, message: sign_as(peer, context, message),
@@ -293,7 +290,7 @@ def voting_of(me: str, members: tuple[str, ...] = ("peer-0", "peer-1", "peer-2")
 
 def accept_of(peer: str, value: bytes, view: int = 0) -> Accept:
     name = digest(value)
-    signature = sign_as(PeerId(peer), voting.VOTE_CONTEXT, voting.vote_bytes(HEIGHT, view, name))
+    signature = sign_as(PeerId(peer), voting.VOTE_CONTEXT, SCOPE.statement(view, name))
     return Accept(height=HEIGHT, view=view, value=name, signature=signature)
 
 
@@ -306,19 +303,19 @@ def test_a_vote_is_on_disk_before_it_is_sent() -> None:
     member = voting_of("peer-1")
     member.receive(PeerId("peer-0"), Propose(height=HEIGHT, view=0, value=b"value"))
     persisted, sent = member.approve(0)
-    assert persisted == Persist(record=Persisted(HEIGHT, 0, 0, b"value"))
+    assert persisted == Persist(record=Persisted(height=HEIGHT, promised=0, accepted_view=0, accepted=b"value"))
     assert sent == Broadcast(message=accept_of("peer-1", b"value"))
 
 
 def test_a_restarted_member_repeats_the_vote_it_had_cast() -> None:
     member = voting_of("peer-1")
-    member.restore(Persisted(HEIGHT, 0, 0, b"value"))
+    member.restore(Persisted(height=HEIGHT, promised=0, accepted_view=0, accepted=b"value"))
     assert member.repeat() == [accept_of("peer-1", b"value")]
 
 
 def test_a_restarted_leader_repeats_the_proposal_it_had_accepted_and_makes_no_other() -> None:
     leader = voting_of("peer-0")
-    leader.restore(Persisted(HEIGHT, 0, 0, b"value"))
+    leader.restore(Persisted(height=HEIGHT, promised=0, accepted_view=0, accepted=b"value"))
     assert not leader.may_propose
     assert Propose(height=HEIGHT, view=0, value=b"value") in leader.repeat()
 
@@ -336,7 +333,7 @@ def test_a_restarted_leader_repeats_the_proposal_it_had_accepted_and_makes_no_ot
         ("peer-1", Decided(height=HEIGHT, view=1, value=b"value", votes=decision_of("peer-0", "peer-1").votes)),
     ],
 )
-def test_what_breaks_a_rule_is_ignored(sender: str, message: BallotMessage) -> None:
+def test_what_breaks_a_rule_is_ignored(sender: str, message: Ballot) -> None:
     member = voting_of("peer-2")
     assert member.receive(PeerId(sender), message) == []
     assert member.promised == 0
@@ -355,11 +352,11 @@ def test_an_onlooker_learns_and_does_not_vote() -> None:
 def test_a_decision_can_be_checked_from_its_votes_alone() -> None:
     members = voting_of("peer-0").members
     assert is_quorum(members, members[:2])
-    assert holds(decision_of("peer-0", "peer-2"), HEIGHT, members, verify)
-    assert not holds(decision_of("peer-0", "peer-2"), HEIGHT + 1, members, verify)
-    assert not holds(decision_of("peer-0", "peer-0", "stranger"), HEIGHT, members, verify)
+    assert HOME.holds(decision_of("peer-0", "peer-2"), SCOPE, members, verify)
+    assert not HOME.holds(decision_of("peer-0", "peer-2"), replace(SCOPE, height=HEIGHT + 1), members, verify)
+    assert not HOME.holds(decision_of("peer-0", "peer-0", "stranger"), SCOPE, members, verify)
     late = voting_of("peer-1")
-    told = decided_message(HEIGHT, decision_of("peer-0", "peer-2"))
+    told = decided(HEIGHT, decision_of("peer-0", "peer-2"))
     assert late.receive(PeerId("peer-2"), told) == [decision_of("peer-0", "peer-2")]
 
 

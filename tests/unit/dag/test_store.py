@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from barnraise.consensus.voting import Decision, Persisted
+from barnraise.consensus.agreement import Decision
+from barnraise.consensus.voting import Persisted
 from barnraise.dag.store import Founding, Store
 from barnraise.errors import ConfigError, LocalError
 from barnraise.ids import Digest, RunId
@@ -78,10 +79,10 @@ def test_everything_is_there_after_reopening(path: Path) -> None:
 
 def test_the_newest_promise_survives(path: Path) -> None:
     store = Store(path, RUN)
-    store.persist(Persisted(3, 1, -1, b""))
-    store.persist(Persisted(3, 2, 1, b"value"))
+    store.persist(Persisted(height=3, promised=1, accepted_view=-1, accepted=b""))
+    store.persist(Persisted(height=3, promised=2, accepted_view=1, accepted=b"value"))
     store = reopen(store, path)
-    assert store.ballot() == Persisted(3, 2, 1, b"value")
+    assert store.ballot() == Persisted(height=3, promised=2, accepted_view=1, accepted=b"value")
     store.close()
 
 
@@ -147,7 +148,7 @@ def test_a_full_disk_leaves_nothing_half_written(path: Path) -> None:
 
 WRITE = """
 import pathlib, sys
-from barnraise.consensus.voting import Decision
+from barnraise.consensus.agreement import Decision
 from barnraise.dag.store import Store
 from barnraise.ids import Digest, RunId
 store = Store(pathlib.Path(sys.argv[1]), RunId(b"r" * 32))

@@ -18,7 +18,7 @@ from barnraise.codec.grid import Bytes
 from barnraise.collective.exchange import SendUpdate
 from barnraise.collective.shards import leaf
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
-from barnraise.consensus.voting import Decision
+from barnraise.consensus.agreement import Decision
 from barnraise.errors import PeerError, Unavailable
 from barnraise.identity import Identity
 from barnraise.ids import PeerId

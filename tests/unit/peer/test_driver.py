@@ -19,7 +19,7 @@ import trio.testing
 
 from barnraise.codec.chain import codec_of
 from barnraise.config import InnerConfig, PeerConfig, RoundConfig, RunConfig
-from barnraise.consensus.voting import Decision, decided_message
+from barnraise.consensus.agreement import Decision, decided
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
 from barnraise.errors import PeerError
@@ -230,7 +230,7 @@ async def test_a_decision_with_too_many_votes_for_a_message_does_not_end_the_pee
     async with swarm(tmp_path, rounds=1) as (peers, _, _):
         asking, asked = peers[0], peers[1]
         await asked.saw("peer.joined", lambda event: event["other"] == asking.id)
-        asked.member._mailbox._recent[0] = decided_message(0, Decision(value=bytes(5000), view=0, votes=votes))
+        asked.member._mailbox._recent[0] = decided(0, Decision(value=bytes(5000), view=0, votes=votes))
         await asking.network.send(asked.id, messages.encode(messages.Want(height=0, round=0, commitments=())))
         for peer in peers:
             await peer.saw("run.finished")

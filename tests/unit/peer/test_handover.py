@@ -15,7 +15,8 @@ from trio.testing import MockClock
 from barnraise.codec.chain import codec_of
 from barnraise.codec.grid import Float32
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
-from barnraise.consensus.voting import VOTE_CONTEXT, Decision, digest, vote_bytes
+from barnraise.consensus.agreement import Decision, Scope
+from barnraise.consensus.voting import VOTE_CONTEXT
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
 from barnraise.errors import LocalError, PeerError
@@ -91,7 +92,7 @@ def entry_of(state: State) -> LogEvent:
 
 def decision_of(event: LogEvent, height: int, voters: Sequence[Identity] = VOTERS) -> Decision:
     value = records.encode(event)
-    signed = vote_bytes(height, 0, digest(value))
+    signed = Scope(run=event.run, epoch=event.epoch, height=height).statement(0, records.digest(value))
     return Decision(value=value, view=0, votes=tuple((v.peer_id, v.sign(VOTE_CONTEXT, signed)) for v in voters))
 
 

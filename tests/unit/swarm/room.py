@@ -8,7 +8,8 @@ import blake3
 
 from barnraise.collective import exchange
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
-from barnraise.consensus.voting import Accept, Decision
+from barnraise.consensus.agreement import Decision
+from barnraise.consensus.voting import Accept
 from barnraise.errors import PeerError
 from barnraise.ids import Digest, PeerId
 from barnraise.swarm import effects
@@ -23,7 +24,7 @@ A, B, C, D = (PeerId(f"peer-{letter}") for letter in "abcd")
 TIMEOUT_S = 10.0
 GRACE_S = 4.0
 CATCH_UP_S = 6.0
-"""Who got no shards of a round waits `agree_timeout_s` for them, then asks for the state."""
+"""Who got no shards of a round waits `consensus.timeout_s` for them, then asks for the state."""
 TICK_S = 0.25
 ASKED = 6
 """Samples of a slot: three steps of two."""

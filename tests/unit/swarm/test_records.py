@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from barnraise.consensus.voting import Accept, Change, Decided, Propose
+from barnraise.consensus.agreement import Decided
+from barnraise.consensus.voting import Accept, Change, Propose
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
 from barnraise.swarm import messages, records
