@@ -96,6 +96,7 @@ def _rows(state: Status, age_s: float) -> list[dict[str, object]]:
                 "silent_s": round(entry.silent_s + age_s, 1) if entry else None,
                 "latency_s": entry.latency_s if entry else None,
                 "bandwidth_bytes_s": entry.bandwidth_bytes_s if entry else None,
+                "num_refused": entry.num_refused if entry else 0,
             }
         )
     return rows
@@ -108,6 +109,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     else:
         connected = "yes" if row["is_connected"] else "no"
         heard = "" if row["silent_s"] is None else f"{row['silent_s']} s ago"
+        if row["num_refused"]:
+            heard += f", {row['num_refused']} bad messages"
         if row["is_connected"]:
             way = latency(row["latency_s"]), bandwidth(row["bandwidth_bytes_s"])
     member = "yes" if row["is_member"] else "no"

@@ -40,6 +40,7 @@ def train(
     seconds: float | None = None,
     min_peers: int | None = None,
     strategy: Literal["diloco", "local_sgd", "fedavg", "synchronous"] | None = None,
+    trust: Literal["home", "federation", "open"] | None = None,
     seed: int | None = None,
     config: Annotated[Path | None, Parameter(alias="-c")] = None,
     directory: Annotated[Path | None, Parameter(name="--dir")] = None,
@@ -73,6 +74,9 @@ def train(
         seconds: End a round's training after so long, with --steps as the most.
         min_peers: Train only while so many members are there.
         strategy: What becomes of a round's updates: diloco (default), local_sgd, fedavg, or synchronous.
+        trust: Whose machines take part, for good: home (the default) are your own, which crash and do not lie; federation are
+            organisations that you name and open are strangers, of whom fewer than a third may do anything. Both of these
+            agree by PBFT, from four members on.
         seed: Fixes the first parameters and the order of the samples.
         config: A TOML or YAML file of the run's configuration, such as the run.toml of an earlier run.
         directory: Where to keep the run; made anew. Default: a new directory below runs, named by time and run id.
@@ -93,6 +97,7 @@ def train(
         "seconds": seconds,
         "min_peers": min_peers,
         "strategy": strategy,
+        "trust": trust,
         "seed": seed,
         "data": data,
         "preset": preset,
@@ -168,6 +173,8 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     for name in ("rounds", "steps", "seconds", "min_peers"):
         if flags.get(name) is not None:
             values["round"][name] = flags[name]
+    if flags.get("trust") is not None:
+        values["profile"] = flags["trust"]
     level, link_mbit = flags.get("compression_level"), flags.get("link_mbit")
     if level is not None or link_mbit is not None:
         named = spec_of(DEFAULT if level is None else level, link_mbit)

@@ -44,6 +44,8 @@ class Connected(msgspec.Struct, frozen=True, kw_only=True):
     """One way; None: not measured yet."""
     bandwidth_bytes_s: float | None = None
     """From this peer to it; None: too little has been sent there."""
+    num_refused: int = 0
+    """Messages from it that had to be dropped."""
 
 
 class LinkRow(msgspec.Struct, frozen=True, kw_only=True):

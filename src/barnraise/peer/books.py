@@ -22,6 +22,8 @@ class RoundBooks:
     received: int = 0
     began: float = field(default_factory=_now)
     trained_at: float | None = None
+    voting_since: float | None = None
+    """When this peer cast its first vote on the cut."""
     cut_at: float | None = None
     exchanged_at: float | None = None
     stepped_at: float | None = None
@@ -34,6 +36,11 @@ class RoundBooks:
     def trained(self) -> None:
         """Mark the trainer's end."""
         self.trained_at = _now()
+
+    def voted(self) -> None:
+        """Mark a vote; before the cut only the first one counts, after it none."""
+        if self.voting_since is None and self.cut_at is None:
+            self.voting_since = _now()
 
     def cut(self, sent: int, received: int) -> None:
         """Mark the cut's agreement; ``sent`` and ``received`` are bytes so far."""
@@ -60,12 +67,13 @@ class RoundBooks:
         cut = max(self.cut_at or end, trained)
         exchanged = max(self.exchanged_at or cut, cut)
         stepped = max(self.stepped_at or exchanged, exchanged)
+        on_the_cut = max(0.0, cut - max(self.voting_since or cut, trained))
         return {
             "train_s": round(trained - self.began, 4),
-            "wait_s": round(cut - trained, 4),
+            "wait_s": round(cut - trained - on_the_cut, 4),
             "exchange_s": round(exchanged - cut, 4),
             "apply_s": round(stepped - exchanged + self.apply_s, 4),
-            "agree_s": round(max(0.0, end - stepped - self.apply_s), 4),
+            "agree_s": round(on_the_cut + max(0.0, end - stepped - self.apply_s), 4),
             "took_s": round(end - self.began, 4),
         }
 

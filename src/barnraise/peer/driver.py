@@ -36,6 +36,7 @@ from barnraise.observe.events import EventLog
 from barnraise.observe.status import STATUS_FILE, Status, StatusFile
 from barnraise.peer.archive import Archive
 from barnraise.peer.books import RoundBooks
+from barnraise.peer.complaints import Complaints
 from barnraise.peer.courier import Courier, FetchedState
 from barnraise.peer.faults import Drill
 from barnraise.peer.handover import Giver, Taker
@@ -89,6 +90,7 @@ class Driver:
         self._token = trio.lowlevel.current_trio_token()
         self._bench = Workbench(member, workspace)
         self._books = RoundBooks()
+        self._complaints = Complaints()
         self._drill = Drill()
         self._archive = Archive(store, blobs, self._drill)
         self._orders = Orders(config.data_dir)
@@ -138,7 +140,9 @@ class Driver:
         try:
             return event(trio.current_time())
         except PeerError as error:
-            self._events.emit("peer.refused", reason=str(error))
+            if self._complaints.note(error.peer, trio.current_time()):
+                times = self._complaints.counts[error.peer]
+                self._events.emit("peer.refused", reason=f"{error} ({times} times)" if times > 1 else str(error))
             return []
 
     async def _post(self, event: Event) -> None:
@@ -175,6 +179,7 @@ class Driver:
             parameters=self._workspace.size,
             survey=self._survey,
             exchange=self._exchange,
+            complaints=self._complaints.counts,
         )
 
     def _may_leave(self) -> bool:
@@ -202,7 +207,8 @@ class Driver:
                 if self._taker.donor == event.peer:
                     await self._post(lambda now: self._taker.give_up())
             case Received():
-                await self._post(functools.partial(self._receive, event))
+                if not self._complaints.is_muted(event.peer, trio.current_time()):
+                    await self._post(functools.partial(self._receive, event))
             case Refused():
                 self._events.emit("peer.refused", reason=f"{event.address or event.peer}: {event.reason}")
 
@@ -256,6 +262,7 @@ class Driver:
             case effects.Send():
                 await self._send(effect.to, messages.encode(effect.message))
             case effects.PersistBallot():
+                self._books.voted()
                 await self._archive.on_log(self._archive.store.persist, effect.record)
             case effects.Train():
                 await self._train(effect)

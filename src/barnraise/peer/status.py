@@ -2,6 +2,8 @@
 
 import math
 import os
+import types
+from collections.abc import Mapping
 
 from barnraise.ids import PeerId
 from barnraise.observe.counters import Meter
@@ -25,6 +27,7 @@ def status_of(
     parameters: int = 0,
     survey: LinkSurvey | None = None,
     exchange: Meter | None = None,
+    complaints: Mapping[PeerId, int] = types.MappingProxyType({}),
 ) -> Status:
     """Return what there is to say of a peer.
 
@@ -39,6 +42,7 @@ def status_of(
         parameters: of the model.
         survey: what it measured of its links; None: nothing was.
         exchange: what its exchanges came to; None: there was none.
+        complaints: how many messages of each peer had to be dropped.
     """
     state, metrics = member.state, member.state.metrics
     return Status(
@@ -57,7 +61,8 @@ def status_of(
             MemberStatus(peer=entry.peer, counts_from=entry.counts_from, missed=entry.missed) for entry in state.members
         ),
         connected=tuple(
-            _connected(peer, silent_s, survey) for peer, silent_s in sorted(member.presence.silences(now).items())
+            _connected(peer, silent_s, survey, complaints.get(peer, 0))
+            for peer, silent_s in sorted(member.presence.silences(now).items())
         ),
         links=_links(member, survey),
         parameters=parameters,
@@ -71,13 +76,14 @@ def status_of(
     )
 
 
-def _connected(peer: PeerId, silent_s: float, survey: LinkSurvey | None) -> Connected:
+def _connected(peer: PeerId, silent_s: float, survey: LinkSurvey | None, num_refused: int) -> Connected:
     latency_s, bandwidth_bytes_s = survey.measured(peer) if survey else (None, None)
     return Connected(
         peer=peer,
         silent_s=round(silent_s, 1),
         latency_s=None if latency_s is None else round(latency_s, 6),
         bandwidth_bytes_s=None if bandwidth_bytes_s is None else round(bandwidth_bytes_s),
+        num_refused=num_refused,
     )
 
 

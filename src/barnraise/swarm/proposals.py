@@ -88,7 +88,8 @@ def _regroup(state: State, work: Work, presence: Presence, now: float) -> Regrou
     """Too few of those who were given samples are there, or may ever be: let in who is."""
     down = presence.down_among(state.peers, now)
     able = [peer for peer in state.counting if peer not in down]
-    if able and len(able) >= state.config.round.min_peers:
+    is_able = bool(able) and len(able) >= state.config.round.min_peers
+    if is_able and len(state.members) >= state.agreement.min_members:
         return None
     joined = presence.newcomers(state.peers, state.height, now)
     waiting = [peer for peer in state.peers if peer not in state.counting and peer not in down]
