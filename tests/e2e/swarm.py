@@ -63,13 +63,16 @@ class Peer:
         self._told = trio.Condition()
         self._ended = trio.Event()
 
-    async def start(self, *, fault: str = "", prefix: Sequence[str] = (), listen: str = ANY_PORT) -> None:
+    async def start(
+        self, *, fault: str = "", prefix: Sequence[str] = (), listen: str = ANY_PORT, bulk_listen: str = "127.0.0.1:0"
+    ) -> None:
         """Start its process; ``prefix`` is a command that starts the command after it."""
         others = [peer.address for peer in self._swarm.peers if peer is not self]
         options = (*self._swarm.trainer, *self.trainer)
         settings = dataclasses.replace(
             self.directory.peer_config(self.number),
             listen=listen,
+            bulk_listen=bulk_listen,
             bootstrap=tuple(filter(None, [*others, self._swarm.door])),
             trainer=(sys.executable, "-P", str(TINY_TRAINER), *options),
             peer_timeout_s=self._swarm.peer_timeout_s,

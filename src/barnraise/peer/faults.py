@@ -2,7 +2,7 @@
 
 ``BARNRAISE_FAULT="kill@before.Commit:round=2:nth=1"`` reads as "SIGKILL right before the first Commit of round 2"; a
 peer that missed that round does it in a later one. A point is an effect of `barnraise.swarm.effects`, of a Broadcast
-with its message (``Broadcast.Propose``), or ``Saved``: a result's tensors are on disk and its log entry is not.
+with its message (``Broadcast.Propose``, ``Broadcast.pbft.Prepare``), or ``Saved``: a result's tensors are on disk and its log entry is not.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Drill:
 
 
 def _name_of(effect: Effect) -> str:
-    message = f".{type(effect.message).__name__}" if isinstance(effect, effects.Broadcast) else ""
+    message = f".{effect.message.__struct_config__.tag}" if isinstance(effect, effects.Broadcast) else ""
     return type(effect).__name__ + message
 
 

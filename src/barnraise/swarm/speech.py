@@ -69,7 +69,8 @@ def why_waiting(state: State, me: PeerId, presence: Presence) -> str:
     least = state.config.round.min_peers
     if len(state.members) < state.agreement.min_members:
         needed = state.agreement.min_members
-        return f"a {state.config.profile} run trains from {needed} members on, and there are {len(state.members)}"
+        article = "an" if state.config.profile == "open" else "a"
+        return f"{article} {state.config.profile} run trains from {needed} members on, and there are {len(state.members)}"
     if not state.can_train:
         return f"{len(state.counting)} of at least {least} members are here"
     present = {peer for peer in state.peers if peer == me or presence.is_up(peer)}
