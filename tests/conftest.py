@@ -13,13 +13,15 @@ from barnraise.config import RoundConfig, RunConfig
 from barnraise.consensus.agreement import Decision
 from barnraise.dag.blobs import Blobs
 from barnraise.dag.store import Store
-from barnraise.runs.directory import RunDirectory, create
+from barnraise.identity import Identity
+from barnraise.runs.directory import IDENTITY_FILE, RunDirectory, create
 from barnraise.swarm import records
 from barnraise.swarm.records import Contribution, Cut, Metrics, Result, Vertex, Void
 from barnraise.swarm.state import State, follow, genesis
 from barnraise.swarm.workspace import root_of
 
 SIZE = 300
+VOTE_CONTEXT = "barnraise 1 vote"
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,8 @@ class MadeRun:
 
     directory: RunDirectory
     state: State
+    keys: list[Identity]
+    """By seniority; the first two vote for everything."""
     vertices: list[Vertex] = field(default_factory=list)
 
     @property
@@ -56,7 +60,9 @@ def made_run(tmp_path: Path) -> Callable[..., MadeRun]:
         config = RunConfig(round=RoundConfig(rounds=5, steps=2))
         directory = create(config, 3, path, datetime(2026, 1, 2, 3, 4, 5))
         theta, zeros = np.linspace(-1, 1, SIZE, dtype=np.float32), np.zeros(SIZE, np.float32)
-        run = MadeRun(directory=directory, state=genesis(directory.config, 1, root_of(theta), root_of(zeros)))
+        keys = [Identity.load(directory.home(index) / IDENTITY_FILE) for index in range(3)]
+        state = genesis(directory.config, 1, root_of(theta), root_of(zeros))
+        run = MadeRun(directory=directory, state=state, keys=keys)
         stores = [Store(run.home(index) / "log.sqlite", directory.config.run_id) for index in range(3)]
         for store in stores:
             store.found(root_of(theta), ((0, SIZE),))
@@ -124,10 +130,11 @@ def _cut(state: State) -> Cut:
 
 
 def _append(run: MadeRun, stores: list[Store], event: Cut | Result | Void) -> None:
-    height = run.state.height
+    height, value = run.state.height, records.encode(event)
+    statement = run.state.scope.statement(0, records.digest(value))
+    votes = tuple((key.peer_id, key.sign(VOTE_CONTEXT, statement)) for key in run.keys[:2])
     run.state, vertex = follow(run.state, event)
     run.vertices += [vertex] if vertex else []
-    votes = tuple((peer, b"signature") for peer in run.state.peers[:2])
+    decision = Decision(value=value, view=0, votes=votes)
     for store in stores:
-        decision = Decision(value=records.encode(event), view=0, votes=votes)
         store.append(height, [decision], [vertex] if vertex else [], None)

@@ -9,7 +9,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +19,7 @@ import msgspec
 
 from barnraise import formats
 from barnraise.errors import ConfigError
-from barnraise.ids import DIGEST_BYTES, RunId
+from barnraise.ids import DIGEST_BYTES, PeerId, RunId
 
 FORMAT_VERSION = 1
 ENVIRONMENT_PREFIX = "BARNRAISE_RUN_"
@@ -61,6 +61,8 @@ class ModelConfig:
     """BLAKE3 (hex) of the first parameters; "": each peer draws the same ones from the seed."""
     source: str = ""
     """Directory to take the first parameters from, on the creator's machine; not hashed, ``initial`` is."""
+    parent: str = ""
+    """Checkpoint of another run (hex) that ``initial`` are the parameters of: this run is a fork of it, a fine-tune."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,12 +159,20 @@ class RunConfig:
     seed: int = 1
     founders: tuple[str, ...] = ()
     """Peer ids of the first members."""
+    operators: tuple[str, ...] = ()
+    """Peer ids of whose keys sign upgrades, revocations and recoveries, more than half of them; (): the founders'."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     inner: InnerConfig = field(default_factory=InnerConfig)
     outer: OuterConfig = field(default_factory=OuterConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
     consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
+
+    @property
+    def operator_ids(self) -> tuple[str, ...]:
+        """Return whose signatures count as an operator's: none, where there are too many founders to be operators."""
+        known = self.operators or self.founders
+        return tuple(sorted(known)) if len(known) <= MAX_OPERATORS else ()
 
     @property
     def protocol(self) -> str:
@@ -177,7 +187,7 @@ class RunConfig:
     @property
     def run_id(self) -> RunId:
         """Return BLAKE3 of the canonical bytes."""
-        return RunId(blake3.blake3(self.canonical_bytes(), derive_key_context="barnraise 1 run id").digest())
+        return run_id_of(self.canonical_bytes())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +232,12 @@ class PeerConfig:
     """TCP congestion control of bulk connections, as the system knows it; ``auto``: bbr over long links where there is one."""
     peer_timeout_s: float = 30.0
     """A peer silent for this long counts as gone."""
+    keep_checkpoints: int = 2
+    """Checkpoints whose tensors stay on disk: so many, the newest; the log stays for ever."""
+    keep_every: int = 0
+    """... and besides them every one whose round is a multiple of this; 0: no others."""
+    encrypt: Literal["", "cluster", "passphrase"] = ""
+    """Seal tensors on disk: by a key from the cluster key, or from $BARNRAISE_PASSPHRASE; "": they lie in the open."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -332,6 +348,11 @@ def load_peer_table(path: Path, defaults: Mapping[str, Any]) -> PeerConfig:
     return build(PeerConfig, {**defaults, **table}, str(path), f"{PEER_TABLE}.")
 
 
+def run_id_of(canonical: bytes) -> RunId:
+    """Return the id of the run with these canonical bytes, whichever version wrote them."""
+    return RunId(blake3.blake3(canonical, derive_key_context="barnraise 1 run id").digest())
+
+
 def parse_run_id(text: str) -> RunId:
     """Read `PeerConfig.run_id`; raises `ConfigError`."""
     try:
@@ -359,7 +380,12 @@ def parse_run_config(text: str, where: str) -> RunConfig:
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     """Build and check a `RunConfig` from nested mappings; ``where`` names their origin in errors."""
     config = build(RunConfig, values, where)
-    _check_ranges(config, where)
+    check_ranges(config, where)
+    check_heads(config.model, where)
+    check_codec(config.round.codec, config.profile, where)
+    check_protocol(config, where)
+    check_operators(config.operators, where)
+    check_parent(config.model, where)
     return config
 
 
@@ -430,7 +456,8 @@ def _overridden(values: dict[str, Any], environment: Mapping[str, str]) -> dict[
     return values
 
 
-def _check_ranges(config: RunConfig, where: str) -> None:
+def check_ranges(config: RunConfig, where: str) -> None:
+    """Check that each number is in its range; raises `ConfigError`."""
     flat = flatten(config)
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -438,9 +465,6 @@ def _check_ranges(config: RunConfig, where: str) -> None:
     for key, (low, high) in RANGES.items():
         if not low <= flat[key] <= high:
             raise ConfigError(f"{where}: {key} = {flat[key]} is outside {low} .. {high}. Change the value.")
-    check_heads(config.model, where)
-    check_codec(config.round.codec, config.profile, where)
-    check_protocol(config, where)
 
 
 def check_protocol(config: RunConfig, where: str) -> None:
@@ -450,6 +474,42 @@ def check_protocol(config: RunConfig, where: str) -> None:
             f"{where}: consensus.protocol = 'raft' believes whatever a leader says, and in profile {config.profile!r} some may "
             "lie. Leave consensus.protocol out, or take profile 'home' for machines that are all your own."
         )
+
+
+def check_operators(operators: Collection[str], where: str) -> None:
+    """Check that each operator is a peer, is named once, and that they are few enough; raises `ConfigError`."""
+    if len(operators) > MAX_OPERATORS:
+        raise ConfigError(f"{where}: {len(operators)} operators; at most {MAX_OPERATORS} are possible. Name fewer.")
+    if len(set(operators)) < len(operators):
+        raise ConfigError(f"{where}: an operator is named twice. Name each one once.")
+    if not operators:
+        return
+    from barnraise.identity import ed25519_of  # cryptography, for those who do name operators
+
+    for operator in operators:
+        try:
+            ed25519_of(PeerId(operator))
+        except ValueError as error:
+            raise ConfigError(
+                f"{where}: operators: {operator!r:.80} is no peer id. barnraise key shows the ids of this machine."
+            ) from error
+
+
+def check_parent(model: ModelConfig, where: str) -> None:
+    """Check that a fork names a checkpoint and the parameters that it begins with; raises `ConfigError`."""
+    if not model.parent:
+        return
+    try:
+        size = len(bytes.fromhex(model.parent))
+    except ValueError:
+        size = 0
+    if size != DIGEST_BYTES:
+        raise ConfigError(
+            f"{where}: model.parent = {model.parent!r} is not {2 * DIGEST_BYTES} hexadecimal digits. barnraise show "
+            "prints a checkpoint's id."
+        )
+    if not model.initial:
+        raise ConfigError(f"{where}: model.parent without model.initial, the hash of its parameters. Add that one.")
 
 
 def check_codec(name: str, profile: str, where: str) -> None:
@@ -487,6 +547,8 @@ def check_heads(model: ModelConfig, where: str) -> None:
 
 PROTOCOLS: Mapping[str, str] = types.MappingProxyType({"home": "raft", "federation": "pbft", "open": "pbft"})
 """What the members of each profile agree by, unless the configuration says otherwise."""
+MAX_OPERATORS = 13
+"""More than half of them, and whoever asks, sign an entry of the log: 8 signatures of 3.4 kB are the most that fit."""
 INEXACT_PROFILES = frozenset({"home"})
 """Here one peer alone decodes an update, the one that aggregates the shard; the others take its word."""
 

@@ -74,16 +74,38 @@ class PublicIdentity:
         Raises:
             ValueError: wrong size or version, or one of the two binding signatures does not hold.
         """
+        identity = cls._parsed(data)
+        if not identity.verify(BINDING_CONTEXT, identity.ed25519 + identity.ml_dsa, identity.binding):
+            raise ValueError(f"the identity of {identity.peer_id} is not signed by both of its keys")
+        return identity
+
+    @classmethod
+    def decode_claim(cls, data: bytes) -> "PublicIdentity":
+        """Read an identity whose Ed25519 key vouches for the other key; whether it has the other one is not checked.
+
+        It is enough where a signature by both is checked next, which shows that, and takes a third less of the time.
+
+        Raises:
+            ValueError: wrong size or version, or the Ed25519 half of the binding does not hold.
+        """
+        identity = cls._parsed(data)
+        signed = _preamble(BINDING_CONTEXT) + identity.ed25519 + identity.ml_dsa
+        try:
+            key = Ed25519PublicKey.from_public_bytes(identity.ed25519)
+            key.verify(identity.binding[:ED25519_SIGNATURE_BYTES], signed)
+        except InvalidSignature:
+            raise ValueError(f"the identity of {identity.peer_id} is not signed by its key") from None
+        return identity
+
+    @classmethod
+    def _parsed(cls, data: bytes) -> "PublicIdentity":
         if len(data) != PUBLIC_IDENTITY_BYTES:
             raise ValueError(f"an identity of {len(data)} bytes; it has {PUBLIC_IDENTITY_BYTES}")
         if data[0] != _FORMAT_VERSION:
             raise ValueError(f"an identity of format {data[0]}; this version reads {_FORMAT_VERSION}")
         keys_end = 1 + ED25519_KEY_BYTES + ML_DSA_KEY_BYTES
         ed25519, ml_dsa = data[1 : 1 + ED25519_KEY_BYTES], data[1 + ED25519_KEY_BYTES : keys_end]
-        identity = cls(peer_id=peer_id_of(ed25519), ed25519=ed25519, ml_dsa=ml_dsa, binding=data[keys_end:])
-        if not identity.verify(BINDING_CONTEXT, ed25519 + ml_dsa, identity.binding):
-            raise ValueError(f"the identity of {identity.peer_id} is not signed by both of its keys")
-        return identity
+        return cls(peer_id=peer_id_of(ed25519), ed25519=ed25519, ml_dsa=ml_dsa, binding=data[keys_end:])
 
     def verify(self, context: str, message: bytes, signature: bytes) -> bool:
         """Say whether both halves of ``signature`` are this peer's over ``message`` in this ``context``."""

@@ -10,6 +10,7 @@ RUN.toml need not be there: whoever joins names the run in PEER.toml, and its co
 import argparse
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from barnraise.codec.chain import codec_of
 from barnraise.config import PeerConfig, RunConfig, load_peer_config, load_run_config, parse_run_id, save
 from barnraise.dag.blobs import Blobs
+from barnraise.dag.sealing import open_blobs
 from barnraise.dag.store import Founding, Store
 from barnraise.errors import BarnraiseError, ConfigError, LocalError, Unavailable, leaves
 from barnraise.identity import ClusterKey, Identity
@@ -46,7 +48,10 @@ from barnraise.net.seam import Network, NetworkEvent
 from barnraise.observe.events import EventLog
 from barnraise.peer.driver import Driver
 from barnraise.peer.enrol import enrol
+from barnraise.peer.faults import Drill
 from barnraise.peer.keyring import Hello, Keyring
+from barnraise.peer.petitions import introduce
+from barnraise.peer.succession import refuse_if_revoked, take_over
 from barnraise.swarm import records
 from barnraise.swarm.adopt import adopt
 from barnraise.swarm.member import Member
@@ -108,7 +113,11 @@ async def run_peer(config: PeerConfig, run_file: Path, events: EventLog, wishes:
         port=port,
         limits=BulkLimits(connections=config.bulk_connections, congestion=config.congestion),
     )
-    with contextlib.closing(Store(config.data_dir / "log.sqlite", run_id)) as store:
+    with (
+        contextlib.closing(Store(config.data_dir / "log.sqlite", run_id)) as store,
+        contextlib.closing(open_blobs(config, cluster_key)) as blobs,
+    ):
+        store.watch = blobs.watch = Drill().at_start
         async with planes as bulk, trio.open_nursery() as nursery:
             host, port = bulk.address
             hello = msgspec.msgpack.encode(Hello(records.VERSION, identity.public.encode(), host, port))
@@ -130,7 +139,7 @@ async def run_peer(config: PeerConfig, run_file: Path, events: EventLog, wishes:
                 run, meanwhile = (known, []) if known else await _enrolled(network, config, run_id, run_file, events)
                 trainer = _trainer(config, run_file)
                 nursery.start_soon(trainer.run)
-                driver = await _assemble(run, config, identity, store, trainer, events, network)
+                driver = await _assemble(run, config, identity, store, blobs, trainer, events, network)
                 drivers.append(driver)
                 wishes.heard_by(driver)
                 await driver.run(bulk, meanwhile)
@@ -181,12 +190,12 @@ async def _assemble(
     config: PeerConfig,
     identity: Identity,
     store: Store,
+    blobs: Blobs,
     trainer: TrainerLink,
     events: EventLog,
     network: Network,
 ) -> Driver:
     """Bring a fresh or interrupted peer to where its disk says it was."""
-    blobs = Blobs(config.data_dir / "blobs")
     is_fresh = store.ballot() is None  # it may have founded the run, or fetched its log, and died before it voted again
     trainer_up = await _trainer_up(trainer, events)
     founding = await _founding(run, config, trainer_up.hello, store, blobs, trainer, events)
@@ -196,6 +205,9 @@ async def _assemble(
     state = genesis(run, len(founding.blocks), founding.theta, root_of(zeros))
     log = store.log()
     state = adopt(state, log, lambda *vote: True).state  # our own disk: these votes were checked when they came
+    if take_over(config.data_dir, state, identity.peer_id):
+        raise Unavailable("the members agreed to the new key of this peer, which has it now; start it again")
+    refuse_if_revoked(state, identity.peer_id)
     theta = blobs.find(state.theta_root)
     momentum = blobs.find(state.momentum_root) if state.round else zeros
     is_hollow = theta is None or momentum is None  # fetched from somebody who has them; what rounding left is lost
@@ -220,6 +232,7 @@ async def _assemble(
         recent=log,
         is_fresh=is_fresh,
         is_hollow=is_hollow,
+        introduce=functools.partial(introduce, keys),
     )
     return Driver(
         config=config,
@@ -266,7 +279,7 @@ async def _founding(
             raise ConfigError("the trainer's model is not the one that this data directory holds; name another one")
         return known
     (config.data_dir / LAYOUT_FILE).write_bytes(msgspec.msgpack.encode(hello.layout))
-    theta = await _first_parameters(config, blocks[-1][1], trainer, events)
+    theta = await _first_parameters(blobs.scratch or config.data_dir, blocks[-1][1], trainer, events)
     name = root_of(theta)
     if run.model.initial in ("", name.hex()):
         blobs.put(theta, name)
@@ -276,10 +289,8 @@ async def _founding(
     return Founding(theta=name, blocks=blocks)
 
 
-async def _first_parameters(
-    config: PeerConfig, size: int, trainer: TrainerLink, events: EventLog
-) -> NDArray[np.float32]:
-    path = config.data_dir / "initial.f32"
+async def _first_parameters(directory: Path, size: int, trainer: TrainerLink, events: EventLog) -> NDArray[np.float32]:
+    path = directory / "initial.f32"
     await trainer.assign(Initialise(path=str(path)))
     while not isinstance(event := await trainer.events.receive(), Initialised):
         if isinstance(event, TrainerUp):

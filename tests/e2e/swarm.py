@@ -25,6 +25,7 @@ from barnraise.ids import Digest
 from barnraise.observe.events import describe
 from barnraise.peer.faults import VARIABLE
 from barnraise.runs import directory as rundir
+from barnraise.runs import reading
 from barnraise.runs.directory import RunDirectory
 from barnraise.runs.invitation import Invitation
 from barnraise.swarm import records
@@ -349,7 +350,7 @@ def read(swarm: Swarm, index: int) -> Book:
             assert vertex in vertices
     assert len(vertices) == len(thetas) == state.round
     for root in (state.theta_root, state.momentum_root) if thetas else ():
-        assert root_of(np.fromfile(home / "blobs" / root.hex(), np.float32)) == root
+        assert reading.holds(home, root)
     return Book(values=tuple(log), thetas=tuple(thetas), state=state, consumed=tuple(consumed))
 
 

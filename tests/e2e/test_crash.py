@@ -58,7 +58,7 @@ def check_unbroken(survivor: Peer) -> None:
 
 async def test_the_coordinator_dies_with_its_proposal_half_told(tmp_path: Path) -> None:
     async with raised(tmp_path, 3, round_s=0.4) as swarm:
-        await swarm.start(faults={0: "kill@after.Broadcast.Propose:round=1:nth=2"})
+        await swarm.start(faults={0: "kill@after.Broadcast.raft.Append:round=1:nth=2"})
         await dies_and_starts_again(swarm.peers[0])
         for peer in swarm.peers:
             await peer.until_found(everybody_contributes(3, after=3), what="a round with everybody in it again")

@@ -1,12 +1,22 @@
-"""ENOSPC: a peer whose disk is full says so and leaves; the others go on, and with room it comes along again."""
+"""What becomes of a peer's disk: one that is full, one that shows nothing in the open, one that was damaged.
 
+A peer whose disk is full (ENOSPC) says so and leaves; the others go on, and with room it comes along again.
+"""
+
+import dataclasses
+import json
 import shutil
+import signal
+import sqlite3
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from .swarm import check, everybody_contributes, raised, read
+from barnraise import cli
+from barnraise.dag.sealing import MEMORY_VARIABLE
+
+from .swarm import Peer, check, everybody_contributes, raised, read
 
 SIZE_KB = 420
 """Enough for a peer to start and take part in some rounds."""
@@ -63,3 +73,77 @@ async def test_a_full_disk_is_told_and_nothing_is_half_applied(tmp_path: Path) -
         await full.until_found(everybody_contributes(3), since, what="a round with everybody in it again")
         await swarm.leave()
         check(swarm)
+
+
+def settings(peer: Peer, **changes: object) -> None:
+    """Change what a peer's own configuration says."""
+    config = dataclasses.replace(peer.directory.peer_config(peer.number), **changes)  # type: ignore[arg-type]
+    peer.directory.write_peer_config(peer.number, config)
+
+
+def examined(peer: Peer, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, list[dict[str, str]]]:
+    """Return the exit code of `barnraise doctor`, and what it found."""
+    code = cli.main(["doctor", "--dir", str(peer.home), "--json", *options])
+    return code, json.loads(capsys.readouterr().out)["peers"][0]["findings"]
+
+
+async def test_a_peer_that_seals_shows_its_disk_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed, it leaves plain copies in memory, which stands here for what a power cut takes; its next start removes
+    them. What it keeps is read again by its key."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setenv(MEMORY_VARIABLE, str(memory))
+    async with raised(tmp_path, 2, round_s=0.3) as swarm:
+        plain, sealed = swarm.peers
+        settings(sealed, encrypt="cluster", keep_checkpoints=3)
+        await swarm.start()
+        for peer in (plain, sealed):
+            await peer.committed(3)
+        sealed.strike(signal.SIGKILL)
+        await sealed.end()
+        files = list((sealed.home / "blobs").iterdir())
+        assert len(files) >= 6  # three checkpoints, of which the oldest may be on its way out
+        assert all(".sealed" in file.suffixes for file in files)
+        for left in ("update.f32", "initial.f32"):
+            assert not (sealed.home / left).exists()
+        assert list((sealed.home / "trainer").iterdir()) == []
+        assert len(list(memory.iterdir())) == 1
+        since = len(sealed.events)
+        await sealed.start()
+        await sealed.until_found(everybody_contributes(2), since, what="a round with everybody in it again")
+        await swarm.leave()
+        assert list(memory.iterdir()) == []
+        check(swarm)
+        kept = 3 * 2 + 1  # parameters and momentum of three checkpoints, and the residual; a round may have begun
+        assert 3 <= sum(1 for _ in (sealed.home / "blobs").iterdir()) <= kept + 3
+        code, found = examined(sealed, capsys)
+        assert code == 0, found
+
+
+async def test_what_a_repair_removed_is_fetched_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three peers: two go on while the third one's log is mended, which then takes part as if nothing had been."""
+    async with raised(tmp_path, 3, round_s=0.3) as swarm:
+        damaged = swarm.peers[2]
+        await swarm.start()
+        await damaged.committed(3)
+        assert await damaged.leave() == 0
+        connection = sqlite3.connect(damaged.home / "log.sqlite")
+        with connection:
+            connection.execute("UPDATE log SET votes = x'90' WHERE height = 3")
+        connection.close()
+        for file in (damaged.home / "blobs").iterdir():
+            file.write_bytes(b"rotten")
+        code, found = examined(damaged, capsys)
+        assert code == 1
+        assert any("the log does not hold at height 3" in one["what"] for one in found)
+        code, found = examined(damaged, capsys, "--repair")
+        assert any("removed the" in one["mended"] for one in found)
+        since = len(damaged.events)
+        await damaged.start()
+        await damaged.until_found(everybody_contributes(3), since, what="a round with everybody in it again")
+        await swarm.leave()
+        check(swarm)
+        code, found = examined(damaged, capsys)
+        assert code == 0, found

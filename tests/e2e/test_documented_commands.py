@@ -41,6 +41,8 @@ LOOKING = {
     ".venv/bin/barnraise peers": "connected",
     ".venv/bin/barnraise log --last 5": "result",
     ".venv/bin/barnraise show": "voted for by",
+    ".venv/bin/barnraise dag": "checkpoint",
+    ".venv/bin/barnraise doctor": "healthy",
     ".venv/bin/barnraise key": "fingerprint",
     ".venv/bin/barnraise peers --plan": "the planner would choose",
 }
@@ -48,10 +50,18 @@ LOOKING = {
 TAKING = {
     '.venv/bin/barnraise generate --prompt "ROMEO:"': "ROMEO:",
     ".venv/bin/barnraise export model": "transformers.AutoModelForCausalLM",
+    ".venv/bin/barnraise verify model": "the model in model.safetensors is the one",
     '.venv/bin/barnraise generate --from model --prompt "JULIET:" --bytes 200': "JULIET:",
     ".venv/bin/barnraise key --new-cluster friends.key": "fingerprint",
+    ".venv/bin/barnraise doctor --repair": "healthy",
 }
 """What is said when it is over, in this order."""
+ASKING = {
+    ".venv/bin/barnraise upgrade round.rounds=40 outer.lr=0.5": "upgrade 1: outer.lr = 0.5, round.rounds = 40",
+    ".venv/bin/barnraise key rotate --dir runs/20260102-030405-a1b2c3/peer-1": "goes on as",
+    ".venv/bin/barnraise key revoke --dir runs/20260102-030405-a1b2c3/peer-2": "any more",
+}
+"""What the members are asked for; a peer that runs there hands it to them."""
 CONTINUE = ".venv/bin/barnraise train --init model --profile 2 --tensorboard curves"
 WRITE = ".venv/bin/barnraise config --preset distributed -o peer.yaml"
 START = ".venv/bin/barnraise start -c peer.yaml"
@@ -186,6 +196,15 @@ def test_a_model_is_taken_away_and_begun_with(place: Path) -> None:
     assert list((place / "curves").rglob("events.out.*"))
     traces = sorted(file.name for file in place.glob("runs/*/peer-0/profile/*"))
     assert traces == ["round-0001.json.gz", "round-0002.json.gz"]
+
+
+def test_the_members_are_asked_for_changes(place: Path) -> None:
+    run(".venv/bin/barnraise train --peers 3", place, FEW)
+    (made,) = (place / "runs").iterdir()
+    (place / EARLIER).symlink_to(made.name)
+    for command, words in ASKING.items():
+        assert words in run(command, place), command
+    assert len(list(made.glob("peer-*/petitions/*.petition"))) == 3 + 1 + 1
 
 
 def run_the_programs(place: Path) -> None:

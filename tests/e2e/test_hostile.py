@@ -13,13 +13,15 @@ import trio
 
 from barnraise.codec.chain import codec_of
 from barnraise.collective import shards
-from barnraise.consensus.voting import Propose
+from barnraise.consensus import pbft_messages
+from barnraise.consensus.raft_messages import Append
 from barnraise.errors import Unavailable
-from barnraise.identity import ClusterKey, Identity
+from barnraise.identity import SIGNATURE_BYTES, ClusterKey, Identity
 from barnraise.ids import Digest, PeerId
 from barnraise.net.bulk import SealedBulk, open_bulk
 from barnraise.net.host import Libp2pNetwork, open_network
 from barnraise.net.seam import MAX_MESSAGE_BYTES, PeerUp, Received
+from barnraise.observe import status
 from barnraise.peer.courier import Header
 from barnraise.peer.keyring import Hello, read_hello
 from barnraise.swarm import messages, records
@@ -191,7 +193,7 @@ async def test_a_member_that_breaks_its_word_is_left_out(tmp_path: Path) -> None
                 for peer in honest:
                     await peer.until_found(refusal_of(member, words), what=f"the refusal: {words}")
             await member.tell(honest, promise)
-            await member.hear(Propose)
+            await member.hear(Append)
             size_bytes = codec_of(swarm.directory.config.round.codec, np.int16).bound_bytes
             async with trio.open_nursery() as nursery:
                 for peer in honest:
@@ -267,3 +269,50 @@ def forgeries(promise: Commit, identity: Identity) -> list[tuple[Commit, str]]:
             "its signature does not hold",
         ),
     ]
+
+
+FLOOD = 6000
+"""Messages to each honest member."""
+
+
+async def test_a_member_that_floods_with_forged_votes_is_counted_and_holds_nobody_up(tmp_path: Path) -> None:
+    rules = replace(ROUND, grace_min_s=0.5, max_missed=1000)
+    async with raised(tmp_path, 4, rules=rules, profile="open") as swarm:
+        *honest, bad = swarm.peers
+        await swarm.start(only=[0, 1, 2])
+        async with hostile(swarm, Identity.load(bad.home / "identity.key")) as member:
+            await member.meet(3)
+            for peer in honest:
+                await peer.committed(1)
+            async with trio.open_nursery() as nursery:
+                for peer in honest:
+                    nursery.start_soon(flood, member, peer, honest[0].round)
+            for peer in honest:
+                await peer.committed(peer.round + 2)
+                await peer.until_found(refusal_of(member, "16 times"), what="a sixteenth refusal")
+            await counted(bad.id, honest)
+        await swarm.leave()
+        check_honest(swarm, honest)
+
+
+async def flood(member: Hostile, to: Peer, round_: int) -> None:
+    """Send votes that nobody signed, for views and heights old, new and yet to come; and some of another run's."""
+    for number in range(FLOOD):
+        vote = pbft_messages.Commit(
+            height=2 * round_ + number % 5,
+            view=number % 3,
+            member=member.identity.peer_id,
+            value=number.to_bytes(32, "big"),
+            signature=bytes(SIGNATURE_BYTES),
+        )
+        await member.network.send(to.id, messages.encode(vote))
+
+
+async def counted(bad: PeerId, peers: list[Peer]) -> None:
+    """Wait until every peer says in its status that it dropped far more than it checked."""
+    for peer in peers:
+        while True:
+            said = status.read(peer.home / status.STATUS_FILE)
+            if said and sum(entry.num_refused for entry in said.connected if entry.peer == bad) > FLOOD // 2:
+                break
+            await trio.sleep(0.1)

@@ -27,6 +27,7 @@ from barnraise.config import (
     save,
 )
 from barnraise.errors import ConfigError
+from barnraise.identity import Identity
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -201,3 +202,29 @@ def test_a_codec_that_does_not_decode_alike_everywhere_is_for_those_who_take_eac
         check_codec("powersgd:2", "open", "here")
     with pytest.raises(ConfigError, match=r"here: round\.codec: .*int9"):
         check_codec("int9", "home", "here")
+
+
+def test_operators_are_peers_each_named_once_and_few() -> None:
+    named = sorted(Identity.generate().peer_id for _ in range(2))
+    config = run_config({"operators": named[::-1], "founders": ["founder"]}, "here")
+    assert config.operator_ids == tuple(named)
+    assert config.run_id != run_config({"founders": ["founder"]}, "here").run_id
+    assert run_config({"founders": ["b", "a"]}, "here").operator_ids == ("a", "b")
+    assert run_config({"founders": [str(number) for number in range(14)]}, "here").operator_ids == ()
+    with pytest.raises(ConfigError, match="here: operators: 'nobody' is no peer id"):
+        run_config({"operators": ["nobody"]}, "here")
+    with pytest.raises(ConfigError, match="named twice"):
+        run_config({"operators": [named[0], named[0]]}, "here")
+    with pytest.raises(ConfigError, match="at most 13"):
+        run_config({"operators": [str(number) for number in range(14)]}, "here")
+
+
+def test_a_fork_names_a_checkpoint_and_its_parameters() -> None:
+    parent, initial = "ab" * 32, "cd" * 32
+    config = run_config({"model": {"parent": parent, "initial": initial}}, "here")
+    assert config.run_id != run_config({"model": {"initial": initial}}, "here").run_id
+    with pytest.raises(ConfigError, match=r"model\.parent without model\.initial"):
+        run_config({"model": {"parent": parent}}, "here")
+    for wrong in ("ab", "xy" * 32):
+        with pytest.raises(ConfigError, match=r"model\.parent = .* is not 64 hexadecimal digits"):
+            run_config({"model": {"parent": wrong, "initial": initial}}, "here")

@@ -97,6 +97,22 @@ def test_binding_signed_by_only_one_of_the_keys_is_refused() -> None:
                 PublicIdentity.decode(mixed.encode())
 
 
+def test_a_claim_to_a_key_takes_the_peers_own_signature_alone() -> None:
+    assert PublicIdentity.decode_claim(ALICE.public.encode()) == ALICE.public
+    borrowed = dataclasses.replace(ALICE.public, ml_dsa=BOB.public.ml_dsa)
+    with pytest.raises(ValueError, match="not signed by its key"):
+        PublicIdentity.decode_claim(borrowed.encode())
+    binding = ALICE.sign(BINDING_CONTEXT, ALICE.public.ed25519 + BOB.public.ml_dsa)
+    claimed = dataclasses.replace(borrowed, binding=binding)  # with a signature by the wrong ML-DSA key
+    identity = PublicIdentity.decode_claim(claimed.encode())
+    with pytest.raises(ValueError, match="not signed by both"):
+        PublicIdentity.decode(claimed.encode())
+    assert not identity.verify("vote", b"yes", ALICE.sign("vote", b"yes"))  # it has no such key, so it signs nothing
+    for data in (b"", bytes(PUBLIC_IDENTITY_BYTES)):
+        with pytest.raises(ValueError, match="identity"):
+            PublicIdentity.decode_claim(data)
+
+
 @given(st.binary(max_size=PUBLIC_IDENTITY_BYTES + 2))
 def test_decode_refuses_any_other_bytes(data: bytes) -> None:
     with pytest.raises(ValueError, match="identity"):

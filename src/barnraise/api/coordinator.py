@@ -269,7 +269,14 @@ class Coordinator:
 
     def _step(self, num_shards: int) -> None:
         state = self._state
-        roots = self._workspace.step(state.attempt, state.exponents, state.config, state.round, num_shards)
+        roots = self._workspace.step(
+            state.attempt,
+            state.exponents,
+            state.config,
+            state.round,
+            num_shards,
+            holds_momentum=state.holds_momentum,
+        )
         self._stepped = roots.stepped(state.round, state.attempt)
 
     def _decoded(self, num_shards: int) -> Float32:

@@ -23,12 +23,18 @@ VERBS: Final = {
     "peers": "List the peers that a peer of this machine is connected to.",
     "log": "List what the members agreed on, round by round.",
     "show": "Show one checkpoint: where it comes from and who contributed.",
+    "doctor": "Examine the peers of this machine, and mend what can be mended.",
+    "dag": "Draw the checkpoints of a run, each below those that came of it.",
+    "verify": "Check a checkpoint's certificate and the model beside it, offline.",
     "generate": "Let the trained model continue a text.",
     "export": "Write the trained model as files that other programs load.",
     "presets": "List the sizes of models and kinds of settings that have a name.",
     "config": "Write a configuration file to start from.",
-    "key": "Show or make the keys of this machine and its cluster.",
+    "key": "Show, make, replace or revoke the keys of this machine and its cluster.",
+    "upgrade": "Ask the members of a run for other rules.",
+    "recover": "Ask that a run goes on without members that are gone for good.",
     "bench": "Measure how fast machines add up tensors.",
+    "simulate": "Try to break agreement in simulated worlds, with peers that crash and lie.",
 }
 """Each is a module of this package with a function of the same name."""
 

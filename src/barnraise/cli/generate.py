@@ -8,11 +8,11 @@ from typing import Annotated, Final
 import msgspec
 from cyclopts import Parameter
 
-from barnraise.cli import errand
+from barnraise.cli import errand, verify
 from barnraise.cli.page import Json, print_json
 from barnraise.config import save
 from barnraise.errors import ConfigError
-from barnraise.runs import reading
+from barnraise.runs import certificates, reading, unsealing
 
 MAX_BYTES: Final = 100_000
 """Some minutes of the default model on a CPU."""
@@ -44,12 +44,13 @@ def generate(
         temperature: 0 takes the likeliest byte each time; higher is more varied.
         seed: Of the draws: the same seed writes the same text.
         source: Directory of a run, of one peer, or of an exported model. Default: the run of this user in which
-            something happened last.
+            something happened last. Where there is a certificate, it must hold.
         json: Print one object: prompt, text (the prompt and what follows).
     """
     _check(prompt, num_bytes, temperature)
     options = ("--bytes", str(num_bytes), "--temperature", str(temperature), "--seed", str(seed), f"--prompt={prompt}")
     if source is not None and (source / _CONFIG_FILE).is_file():
+        verify.check_exported(source)
         sample = errand.run("barnraise.train.sample", ("--model", source, *options), Sample)
     else:
         sample = _from_run(source, options)
@@ -62,10 +63,12 @@ def generate(
 
 def _from_run(source: Path | None, options: tuple[str, ...]) -> Sample:
     found = reading.newest_checkpoint(reading.find(source))
-    with tempfile.TemporaryDirectory(prefix="barnraise-") as scratch:
+    certificates.certified(found)
+    plain = unsealing.plain(found.peer_dir, found.theta_path)
+    with plain as theta, tempfile.TemporaryDirectory(prefix="barnraise-") as scratch:
         config = Path(scratch) / "run.toml"
         save(found.config, config)
-        where = ("--config", config, "--theta", found.theta_path)
+        where = ("--config", config, "--theta", theta)
         return errand.run("barnraise.train.sample", (*where, *options), Sample)
 
 

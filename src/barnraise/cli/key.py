@@ -1,20 +1,32 @@
-"""``barnraise key``: which keys this machine has, by names that anybody may see; and makes new ones. No secret is shown."""
+"""``barnraise key``: which keys this machine has, by names that anybody may see; makes new ones, and asks to change them.
+
+No secret is shown.
+"""
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, assert_never
 
 from cyclopts import Parameter
 
+from barnraise.cli import asking
 from barnraise.cli.page import Directory, Json, print_facts, print_json
 from barnraise.errors import ConfigError
 from barnraise.identity import ClusterKey, Identity
+from barnraise.ids import PeerId
+from barnraise.peer.succession import NEXT_IDENTITY_FILE
 from barnraise.runs import places, reading
 from barnraise.runs.directory import CLUSTER_KEY_FILE, IDENTITY_FILE
+from barnraise.swarm import petitions
+from barnraise.swarm.records import Readmit, Revoke, Rotate
 
+Action = Literal["show", "rotate", "revoke", "readmit", "sign"]
 FINGERPRINT_BYTES: Final = 8
 
 
 def key(
+    action: Action = "show",
+    subject: Annotated[str | None, Parameter(show_default=False)] = None,
+    /,
     *,
     directory: Directory = None,
     new_cluster: Annotated[Path | None, Parameter(show_default=False)] = None,
@@ -25,13 +37,24 @@ def key(
 
     Two machines are of one cluster if the fingerprints of their cluster keys are equal.
 
+    The other actions ask the members of a run for something; a peer that runs in the directory hands it to them, and
+    barnraise log shows when they have agreed. rotate: a peer goes on with new keys and keeps its seniority; start it
+    again when they have agreed. revoke: its key is lost or stolen, so nobody is let in under its id any more. readmit: a
+    peer that joined with new keys gets the seniority of one that was revoked. sign: another signature under a petition.
+
     Args:
+        action: What to do.
+        subject: Whom to revoke (default: the peer of the directory), or whom to readmit in the place of, by the id or
+            its end; or the petition's file to sign.
         directory: Directory of a run, or of one peer. Default: the run of this user in which something happened last,
             if there is any.
         new_cluster: Make a cluster key in this file, which must not be there yet; only its owner can read it.
         new_identity: Make a peer's two signing keys in this file, likewise.
         json: Print one object.
     """
+    if action != "show":
+        asking.tell(_asked(action, subject, directory), json=json)
+        return 0
     if new_cluster is not None or new_identity is not None:
         found = _made(new_cluster, new_identity)
     else:
@@ -46,6 +69,42 @@ def key(
 def fingerprint(cluster: ClusterKey) -> str:
     """Return 16 hex digits that tell cluster keys apart and give nothing of the key away."""
     return cluster.derive(b"fingerprint", FINGERPRINT_BYTES).hex()
+
+
+def _asked(action: Literal["rotate", "revoke", "readmit", "sign"], subject: str | None, directory: Path | None) -> Any:
+    place = asking.place_of(directory)
+    match action:
+        case "rotate":
+            home, me = _only_peer(place)
+            new = Identity.load_or_create(home / NEXT_IDENTITY_FILE)
+            body = petitions.wish_of(place.state.run, Rotate(old=me, new=new.peer_id))
+            return asking.ask(place, body, extra=[new])
+        case "revoke":
+            peer = _only_peer(place)[1] if subject is None else asking.named_or_whole(place.state.peers, subject)
+            return asking.ask(place, petitions.wish_of(place.state.run, Revoke(peer=peer)))
+        case "readmit":
+            lost = asking.named([retired.peer for retired in place.state.retired], _given(subject, "the lost key's id"))
+            change = Readmit(lost=lost, new=_only_peer(place)[1])
+            return asking.ask(place, petitions.wish_of(place.state.run, change))
+        case "sign":
+            given = asking.read_file(Path(_given(subject, "the petition's file")))
+            return asking.ask(place, given.body, given=given)
+        case _:
+            assert_never(action)
+
+
+def _only_peer(place: asking.Place) -> tuple[Path, PeerId]:
+    if len(place.homes) > 1:
+        raise ConfigError(
+            f"{place.homes[0].parent}: has {len(place.homes)} peers. Name the directory of one: --dir DIR."
+        )
+    return place.homes[0], next(iter(place.keys))
+
+
+def _given(subject: str | None, what: str) -> str:
+    if subject is None:
+        raise ConfigError(f"{what} is missing. Put it behind the action.")
+    return subject
 
 
 def _made(new_cluster: Path | None, new_identity: Path | None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from barnraise.ids import short
 from barnraise.observe.figures import measured
 from barnraise.runs import reading
 from barnraise.runs.reading import Entry
-from barnraise.swarm.records import MICRO
+from barnraise.swarm.petitions import in_words
+from barnraise.swarm.records import MICRO, Amend, Recover
 
 TITLES: Final = ("height", "what", "round", "peers", "loss", "bits/byte", "checkpoint", "time", "besides")
 
@@ -82,4 +83,8 @@ def _besides(event: object) -> str:
         peers: Sequence[str] = getattr(event, name, ())
         if peers:
             parts.append(f"{name} {', '.join(map(short, peers))}")
+    if isinstance(event, Amend):
+        parts.append(in_words(event.change))
+    if isinstance(event, Recover):
+        parts.append(f"the operators let {', '.join(map(short, event.members))} go on")
     return "; ".join(parts)

@@ -8,9 +8,11 @@ from cyclopts import Parameter
 
 from barnraise.cli.log import bits
 from barnraise.cli.page import Directory, Json, print_facts, print_json, readable
-from barnraise.errors import ConfigError
+from barnraise.dag import proof
+from barnraise.dag.proof import Certified, NotCertified
+from barnraise.errors import ConfigError, LocalError
 from barnraise.observe.figures import count, measured
-from barnraise.runs import reading
+from barnraise.runs import certificates, reading
 from barnraise.swarm import records
 from barnraise.swarm.records import MICRO, Vertex
 
@@ -25,25 +27,35 @@ def show(
     directory: Directory = None,
     json: Json = False,
 ) -> int:
-    """Show one checkpoint: the one it came from, who contributed, what is on this machine and whether it is whole.
+    """Show one checkpoint: where it comes from, who contributed, who signed, and what of it is here and whole.
 
     Args:
         vertex: The checkpoint's id, or the first characters of it; default: the newest.
         directory: Directory of the run, or of one peer. Default: the run of this user in which something happened last.
-        json: Print one object; ids and hashes as hex digits, losses in micro-nats per byte as they were agreed.
+        json: Print one object; ids and hashes as hex digits, losses in micro-nats per byte as they were agreed. In
+            "signers" are those whose votes hold; "uncertified" says why they are not enough, where they are not.
     """
     path = reading.find(directory)
     home = reading.farthest(path)
     record = _found(home, vertex)
     ident = records.vertex_id(record)
-    signers = next((e.signers for e in reading.entries(home) if getattr(e.event, "vertex", None) == ident), ())
+    signed = _certified(home, record)
     held = {name: _held(path, getattr(record, name)) for name in ("model", "outer")}
     if json:
-        about = {"id": ident.hex(), "signers": signers, "peer_dir": str(home), "held": held}
+        signers, reason = (signed.signers, "") if isinstance(signed, Certified) else ((), signed)
+        about = {"id": ident.hex(), "signers": signers, "uncertified": reason, "peer_dir": str(home), "held": held}
         print_json({**about, **readable(record)})
     else:
-        print_facts(_facts(record, ident.hex(), signers, held))
+        print_facts(_facts(record, ident.hex(), signed, held))
     return 0
+
+
+def _certified(home: Path, record: Vertex) -> Certified | str:
+    """Return what the log that led to a checkpoint shows, or why it does not show that the members agreed on it."""
+    try:
+        return proof.check(certificates.prove(home, record))
+    except (NotCertified, LocalError) as error:
+        return str(error)
 
 
 def _found(home: Path, wanted: str) -> Vertex:
@@ -71,7 +83,7 @@ def _held(path: Path, name: bytes) -> bool | None:
     return True if True in found else False if False in found else None
 
 
-def _facts(vertex: Vertex, ident: str, signers: tuple[str, ...], held: dict[str, bool | None]) -> list[tuple[str, str]]:
+def _facts(vertex: Vertex, ident: str, signed: Certified | str, held: dict[str, bool | None]) -> list[tuple[str, str]]:
     exponents = sorted(set(vertex.exponents))
     requeued = sum(number for _, number in vertex.requeued)
     facts: list[tuple[str, Any]] = [
@@ -83,7 +95,7 @@ def _facts(vertex: Vertex, ident: str, signers: tuple[str, ...], held: dict[str,
         ("parameters", f"{vertex.model.hex()} ({_HELD[held['model']]})"),
         ("outer optimiser", f"{vertex.outer.hex()} ({_HELD[held['outer']]})"),
         *(("contributed", f"{member}, {count(samples)} samples") for member, samples in vertex.contributors),
-        *(("voted for by", signer) for signer in signers),
+        *_signatures(signed),
         ("samples so far", f"{count(vertex.total_samples)}; next {count(vertex.cursor)}, again {count(requeued)}"),
         ("train loss", f"{measured(vertex.train_loss / MICRO)} nats per byte"),
         ("held-out", f"{measured(bits(vertex.validation_loss))} bits per byte, of the parameters before the round"),
@@ -91,3 +103,10 @@ def _facts(vertex: Vertex, ident: str, signers: tuple[str, ...], held: dict[str,
         ("grid", ", ".join(f"2**-{exponent}" for exponent in exponents)),
     ]
     return [(name, str(value)) for name, value in facts]
+
+
+def _signatures(signed: Certified | str) -> list[tuple[str, str]]:
+    if not isinstance(signed, Certified):
+        return [("NOT certified", signed)]
+    of = f"{len(signed.signers)} of {len(signed.committee)} members, by {signed.protocol}; their votes hold"
+    return [("certified by", of), *(("voted for by", signer) for signer in signed.signers)]

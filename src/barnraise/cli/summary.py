@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from barnraise.dag.sealing import SUFFIX
 from barnraise.errors import BarnraiseError, LocalError
 from barnraise.observe.figures import count, size
 from barnraise.observe.view import View
@@ -51,6 +52,11 @@ class Outcome:
     """Mean of the peers that finished."""
     bytes_received_per_peer: int
     ddp_bytes_per_peer: int
+
+
+def is_sealed(view: View) -> bool:
+    """Tell whether what the peers that finished hold is sealed: nothing of it is written in the open unasked."""
+    return any(row.finished and row.finished.theta_path.endswith(SUFFIX) for row in view.peers)
 
 
 def measure(view: View, directory: RunDirectory, command: Sequence[str] = REPORT_COMMAND) -> Outcome:

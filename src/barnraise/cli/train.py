@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from barnraise import formats
-from barnraise.cli import errand, faults
+from barnraise.cli import errand, faults, verify
 from barnraise.cli.conduct import conduct, told
 from barnraise.cli.launch import LogLevel, Swarm
 from barnraise.codec.level import DEFAULT, spec_of
@@ -182,6 +182,7 @@ def resolve(file: Path | None, flags: Mapping[str, Any], environment: Mapping[st
     if flags.get("preset") is not None:
         values["model"] = dataclasses.asdict(PRESETS[flags["preset"]])
     if flags.get("init") is not None:
+        verify.check_exported(flags["init"])
         values["model"] = errand.run("barnraise.train.initial", [flags["init"]], dict[str, Any])
     if flags.get("data") is not None:
         values["data"] |= {"source": flags["data"], "digest": ""}

@@ -9,7 +9,7 @@ peer. A member that did not contribute only receives.
     begin()                        SendUpdate of every shard owned by somebody else
     update_arrived(sender, s)      Aggregate(s), when it was the last one for a shard we own
     aggregated(s)                  SendAggregate(s) to everybody else; Complete, when it was the last shard
-    aggregate_arrived(s)           Complete, when it was the last shard
+    aggregate_arrived(s)           SendAggregate(s), if its owner is gone; Complete, when it was the last shard
     peer_down(owner)               SendAggregate of its shards that we have: it may have died half-way through telling
     peer_up(peer)                  SendUpdate and SendAggregate of what it may have lost with its connection
 
@@ -112,7 +112,11 @@ class Exchange:
 
     def aggregate_arrived(self, shard: int) -> list[Effect]:
         """Note a finished shard from its owner or from somebody standing in for it."""
-        return self._have(shard) if shard in self._shards_owed else []
+        if shard not in self._shards_owed:
+            return []
+        others = [peer for peer in self._others if peer not in self._gone] if self.owners[shard] in self._gone else []
+        passed_on: list[Effect] = [SendAggregate(shard=shard, to=peer) for peer in others]
+        return passed_on + self._have(shard)
 
     def peer_up(self, peer: PeerId) -> list[Effect]:
         """Tell a peer that is back what it should have; it refuses what it still has."""

@@ -6,15 +6,18 @@ from typing import Final
 
 import msgspec
 
-from barnraise.consensus import voting
-from barnraise.consensus.agreement import Decided, Kind, Record
+from barnraise.consensus import pbft_messages, raft_messages
+from barnraise.consensus.agreement import Kind, Record
+from barnraise.consensus.pbft import PBFT
+from barnraise.consensus.raft_kind import RAFT
 from barnraise.swarm.records import Decoder
 
-BallotMessage = voting.Propose | voting.Accept | voting.Change | Decided
+BallotMessage = raft_messages.RaftMessage | pbft_messages.PbftMessage
 
-KINDS: Final[Mapping[str, Kind]] = types.MappingProxyType({voting.HOME.name: voting.HOME})
+KINDS: Final[Mapping[str, Kind]] = types.MappingProxyType({kind.name: kind for kind in (RAFT, PBFT)})
 
-_record: Decoder[voting.Persisted] = Decoder(msgspec.msgpack.Decoder(voting.Persisted))
+_StoredRecord = raft_messages.RaftRecord | pbft_messages.PbftRecord
+_record: Decoder[_StoredRecord] = Decoder(msgspec.msgpack.Decoder(_StoredRecord))
 
 
 def protocol_of(name: str) -> Kind:

@@ -12,7 +12,7 @@ from barnraise.ids import PeerId
 
 def is_quorum(members: Sequence[PeerId], present: Collection[PeerId]) -> bool:
     """Tell whether ``present`` may act for ``members`` (in order of seniority)."""
-    count = sum(member in present for member in members)
+    count = len(set(members).intersection(present))
     return 2 * count > len(members) or (2 * count == len(members) and count > 0 and members[0] in present)
 
 

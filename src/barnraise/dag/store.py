@@ -4,8 +4,9 @@ Every method is one transaction. `synchronous=FULL` in WAL mode: what a method h
 A peer holds its directory locked, so there is one writer; `Store.read` sees what it wrote, while it runs and after.
 """
 
+import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,9 @@ import msgspec
 
 from barnraise.consensus.agreement import Decision, Record
 from barnraise.consensus.protocols import decode_record
+from barnraise.dag.disk import Watch, unwatched
 from barnraise.dag.lock import DirectoryLock
+from barnraise.dag.retention import Retention
 from barnraise.errors import ConfigError, LocalError
 from barnraise.ids import Digest, RunId
 from barnraise.swarm import records
@@ -88,6 +91,25 @@ class Reader:
         rows = self._connection.execute(query, (limit,)).fetchall()
         return [records.decode_vertex.decode(row[0]) for row in rows]
 
+    def kept(self, retention: Retention) -> list[Vertex]:
+        """Return the vertices that keep their tensors by a rule, newest first."""
+        query = """SELECT record FROM vertex WHERE round > (SELECT IFNULL(MAX(round), 0) FROM vertex) - ?1
+            OR (?2 > 0 AND round % MAX(?2, 1) = 0) ORDER BY round DESC"""
+        rows = self._connection.execute(query, (retention.newest, retention.every)).fetchall()
+        return [records.decode_vertex.decode(row[0]) for row in rows]
+
+    def first_gap(self) -> int | None:
+        """Return the first height that is missing below the newest entry; None: there is no gap."""
+        query = """SELECT MIN(place) FROM (SELECT height, ROW_NUMBER() OVER (ORDER BY height) - 1 AS place FROM log)
+            WHERE height <> place"""
+        found: tuple[int | None] = self._connection.execute(query).fetchone()
+        return found[0]
+
+    def damage(self) -> str:
+        """Return what SQLite finds wrong with its own file; "": nothing."""
+        found = [str(row[0]) for row in self._connection.execute("PRAGMA integrity_check(3)")]
+        return "" if found == ["ok"] else "; ".join(found)
+
     def residual(self) -> Digest | None:
         """Return the name of the error-feedback residual at the newest vertex."""
         row = self._connection.execute("SELECT name FROM residual").fetchone()
@@ -103,6 +125,9 @@ class Store(Reader):
         Raises:
             ConfigError: it belongs to another run, its directory is in use, or it is no database.
         """
+        self.watch: Watch = unwatched
+        """Told of each step of a transaction, by the names in `disk.POINTS`."""
+        self._path = path
         self._lock = DirectoryLock(path.parent)
         try:
             super().__init__(_opened(path))
@@ -144,11 +169,13 @@ class Store(Reader):
 
     def found(self, theta: Digest, blocks: Sequence[tuple[int, int]]) -> None:
         """Remember what the run begins with."""
-        self._connection.execute("INSERT INTO run VALUES (0, ?, ?, ?)", (self._run, theta, _encode(tuple(blocks))))
+        with self._transaction("founding") as execute:
+            execute("INSERT INTO run VALUES (0, ?, ?, ?)", (self._run, theta, _encode(tuple(blocks))))
 
     def persist(self, ballot: Record) -> None:
         """Remember a promise."""
-        self._connection.execute("INSERT OR REPLACE INTO ballot VALUES (0, ?)", (_encode(ballot),))
+        with self._transaction("ballot") as execute:
+            execute("INSERT OR REPLACE INTO ballot VALUES (0, ?)", (_encode(ballot),))
 
     def append(self, height: int, log: Sequence[Decision], vertices: Sequence[Vertex], residual: Digest | None) -> None:
         """Add decisions from ``height`` on, and the vertices and residual that they lead to: all of it or nothing.
@@ -159,19 +186,50 @@ class Store(Reader):
         """
         if self.height() != height:
             raise LocalError(f"the log ends at {self.height()}, and something came for {height}")
-        with self._connection:
-            self._connection.execute("BEGIN")
+        with self._transaction("entries") as execute:
             for place, decision in enumerate(log, start=height):
                 entry = (place, decision.view, decision.value, _encode(decision.votes))
-                self._connection.execute("INSERT INTO log VALUES (?, ?, ?, ?)", entry)
+                execute("INSERT INTO log VALUES (?, ?, ?, ?)", entry)
             for vertex in vertices:
-                row = (records.vertex_id(vertex), vertex.round, records.encode(vertex))
-                self._connection.execute("INSERT INTO vertex VALUES (?, ?, ?)", row)
+                execute("INSERT INTO vertex VALUES (?, ?, ?)", _row(vertex))
             if residual is not None:
-                self._connection.execute("INSERT OR REPLACE INTO residual VALUES (0, ?)", (residual,))
+                execute("INSERT OR REPLACE INTO residual VALUES (0, ?)", (residual,))
+
+    def truncate(self, height: int, rounds: int) -> None:
+        """Forget the entries from ``height`` on, and the vertices with more than ``rounds`` rounds behind them.
+
+        The promise goes, too: a peer whose disk may have forgotten a vote abstains until it is sure that none of its
+        own is under way, and it is the lack of a promise that tells it so. What was forgotten is fetched again.
+        """
+        with self._transaction("entries") as execute:
+            execute("DELETE FROM log WHERE height >= ?", (height,))
+            execute("DELETE FROM vertex WHERE round > ?", (rounds,))
+            execute("DELETE FROM ballot", ())
+            execute("DELETE FROM residual", ())
+
+    def rewrite_vertices(self, vertices: Sequence[Vertex]) -> None:
+        """Replace all vertices by these, which the log leads to."""
+        with self._transaction("entries") as execute:
+            execute("DELETE FROM vertex", ())
+            for vertex in vertices:
+                execute("INSERT INTO vertex VALUES (?, ?, ?)", _row(vertex))
+
+    @contextlib.contextmanager
+    def _transaction(self, what: str) -> Iterator[Callable[[str, tuple[object, ...]], object]]:
+        """Give what runs statements, all of which take effect at the end of the block, or none does."""
+        self.watch(f"before.transaction.{what}", self._path)
+        with self._connection:
+            self._connection.execute("BEGIN")
+            yield self._connection.execute
+            self.watch(f"before.commit.{what}", self._path)
+        self.watch(f"after.commit.{what}", self._path)
 
 
 _NAME_ANOTHER: Final = "Name the data directory of a peer, or a run's directory: --dir DIR."
+
+
+def _row(vertex: Vertex) -> tuple[Digest, int, bytes]:
+    return records.vertex_id(vertex), vertex.round, records.encode(vertex)
 
 
 def _connect(target: str) -> sqlite3.Connection:
@@ -184,6 +242,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA fullfsync=1")  # macOS: through the drive's cache; nothing elsewhere
         connection.executescript(_SCHEMA)
     except sqlite3.DatabaseError as error:
         connection.close()

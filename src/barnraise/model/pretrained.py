@@ -19,10 +19,12 @@ from torch import nn
 from barnraise import config as configuration
 from barnraise.config import ModelConfig
 from barnraise.errors import ConfigError
-from barnraise.model import lfm2
+from barnraise.model import conversion, lfm2
 from barnraise.model.build import build
-from barnraise.model.flat import flatten, read_tensors, save_tensors
+from barnraise.model.exported import UNCENTRED_FILE, uncentred
+from barnraise.model.flat import flatten
 from barnraise.model.shape import num_parameters
+from barnraise.model.tensors import read_tensors, save_tensors
 from barnraise.model.tokenizer import tokenizer, tokenizer_config
 
 CONFIG_FILE: Final = "config.json"
@@ -60,13 +62,17 @@ class _Lfm2(msgspec.Struct, frozen=True):
     rope_parameters: dict[str, Any] | None = None
 
 
-def write(directory: Path, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
+def write(
+    directory: Path, config: ModelConfig, tensors: Mapping[str, Array], certificate: tuple[str, bytes] | None = None
+) -> None:
     """Write a model as a directory that was not there, or was empty: all of it or nothing.
 
     Args:
         directory: to be made.
         config: of the model; ``custom`` gets no config.json, since nothing but its program can build it.
         tensors: by name, as in the model's ``named_parameters``.
+        certificate: a file to put beside them, name and bytes; then what the conversion for transformers changes is
+            written as it was as well, so that the certificate can be checked.
 
     Raises:
         ConfigError: something is there already, or it cannot be written.
@@ -76,7 +82,7 @@ def write(directory: Path, config: ModelConfig, tensors: Mapping[str, Array]) ->
     staging = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     try:
         staging.mkdir(parents=True)
-        _fill(staging, directory.name, config, tensors)
+        _fill(staging, directory.name, config, tensors, certificate)
         staging.rename(directory)
     except OSError as error:
         raise ConfigError(
@@ -102,9 +108,9 @@ def read(directory: Path) -> nn.Module:
     model = build(config, seed=0)
     flat = flatten(model)
     shapes = {tensor.name: tensor.shape for tensor in flat.layout}
-    tensors = read_tensors(file, shapes | lfm2.gains(config))
+    tensors = read_tensors(file, shapes | conversion.gains(config))
     try:
-        found = lfm2.from_transformers(config, tensors)
+        found = conversion.from_transformers(config, tensors)
     except ValueError as error:
         raise ConfigError(f"{file}: {error}. Only models that barnraise exported are read back.") from error
     flat.load(np.concatenate([found[tensor.name].reshape(-1) for tensor in flat.layout]))
@@ -148,14 +154,24 @@ def _shape(found: _Lfm2, file: Path) -> ModelConfig:
     return configuration.run_config({"model": values}, str(file)).model
 
 
-def _fill(directory: Path, name: str, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
+def _fill(
+    directory: Path,
+    name: str,
+    config: ModelConfig,
+    tensors: Mapping[str, Array],
+    certificate: tuple[str, bytes] | None,
+) -> None:
+    if certificate is not None:
+        (directory / certificate[0]).write_bytes(certificate[1])
     if config.architecture == "lfm2":
-        tensors = lfm2.to_transformers(config, tensors)
+        if certificate is not None:
+            save_tensors(uncentred(config, tensors), directory / UNCENTRED_FILE)
+        tensors = conversion.to_transformers(config, tensors)
         _write_json(directory / CONFIG_FILE, lfm2.transformers_config(config))
         _write_json(directory / "tokenizer.json", tokenizer())
         _write_json(directory / "tokenizer_config.json", tokenizer_config(config))
     save_tensors(tensors, directory / TENSORS_FILE)
-    (directory / "README.md").write_text(_readme(name, config), encoding="utf-8")
+    (directory / "README.md").write_text(_readme(name, config, certificate is not None), encoding="utf-8")
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
@@ -211,5 +227,11 @@ model.load_state_dict(load_file("model.safetensors"), strict=False)
 }
 
 
-def _readme(name: str, config: ModelConfig) -> str:
-    return f"# {name}\n\n" + _LOADS[config.architecture].format(name=name, context=config.max_seq_len)
+_CHECKED: Final = """
+The members of the run agreed on these parameters. `barnraise verify {name}` checks their certificate, offline.
+"""
+
+
+def _readme(name: str, config: ModelConfig, is_certified: bool) -> str:
+    text = _LOADS[config.architecture] + (_CHECKED if is_certified else "")
+    return f"# {name}\n\n" + text.format(name=name, context=config.max_seq_len)

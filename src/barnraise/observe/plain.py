@@ -10,6 +10,7 @@ from barnraise.observe.vocabulary import (
     FaultInjected,
     PeerCatchingUp,
     PeerExited,
+    PeerFetched,
     PeerLeft,
     PeerStarted,
     PeerWaiting,
@@ -45,6 +46,8 @@ def line(before: View, after: View, source: int, event: AnyEvent) -> str | None:
             return f"{who} waits: {event.reason}"
         case PeerCatchingUp():
             return f"{who} catches up on round {event.round} from {short(event.donor)}"
+        case PeerFetched():
+            return f"{who} fetched {size(event.bytes)} from {len(event.donors)} peers in {event.took_s:.1f} s"
         case PeerLeft():
             return f"{who}: {short(event.other)} is no member any more ({event.reason})"
         case Error():

@@ -10,6 +10,7 @@ from barnraise.observe.vocabulary import (
     FaultInjected,
     PeerCatchingUp,
     PeerExited,
+    PeerFetched,
     PeerJoined,
     PeerLeft,
     PeerLost,
@@ -188,7 +189,7 @@ def _row(row: PeerRow, event: AnyEvent) -> PeerRow:
             return _busy(row, event.reason, left=event)
         case PeerExited():
             return replace(row, exit_code=event.code, state=_farewell(row, event.code))
-        case PeerJoined() | PeerLost() | PeerLeft() | PeerRefused() | RunStarted() | FaultInjected():
+        case PeerJoined() | PeerLost() | PeerLeft() | PeerFetched() | PeerRefused() | RunStarted() | FaultInjected():
             return row
         case _:
             assert_never(event)

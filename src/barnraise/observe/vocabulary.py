@@ -68,6 +68,15 @@ class PeerCatchingUp(_Event, frozen=True, kw_only=True, tag="peer.catching_up"):
     reason: str = ""
 
 
+class PeerFetched(_Event, frozen=True, kw_only=True, tag="peer.fetched"):
+    """The peer has the tensors of a checkpoint, from everybody who gave some of them."""
+
+    vertex: str
+    bytes: int
+    donors: tuple[str, ...]
+    took_s: float
+
+
 class TrainerStarted(_Event, frozen=True, kw_only=True, tag="trainer.started"):
     """The peer's trainer said hello."""
 
@@ -204,6 +213,7 @@ AnyEvent = (
     | PeerRefused
     | PeerWaiting
     | PeerCatchingUp
+    | PeerFetched
     | TrainerStarted
     | TrainerRestarted
     | RoundPlanned

@@ -21,19 +21,31 @@ class DiLoCo:
         """Return the configured inner steps."""
         return config.round.steps
 
-    def step(self, config: RunConfig, round_: int, theta: Float32, momentum: Float32, gradient: Float32) -> None:
+    def step(
+        self,
+        config: RunConfig,
+        round_: int,
+        theta: Float32,
+        momentum: Float32,
+        gradient: Float32,
+        *,
+        holds_momentum: bool = False,
+    ) -> None:
         """Apply one outer step in place, in exactly this order of operations.
 
         v     <- m v + g
         theta <- theta - lr (g + m v)
+
+        While the momentum is held, v stays and theta <- theta - lr g.
         """
         lr, m = np.float32(config.outer.lr), momentum_of(config.outer, round_)
         for start in range(0, len(theta), CHUNK):
             part = slice(start, min(start + CHUNK, len(theta)))
             g, v = gradient[part], momentum[part]
-            v *= m
-            v += g
-            g += m * v
+            if not holds_momentum:
+                v *= m
+                v += g
+                g += m * v
             g *= lr
             theta[part] -= g
 

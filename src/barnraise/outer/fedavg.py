@@ -18,6 +18,15 @@ class FedAvg:
         """Return the configured inner steps."""
         return config.round.steps
 
-    def step(self, config: RunConfig, round_: int, theta: Float32, momentum: Float32, gradient: Float32) -> None:
+    def step(
+        self,
+        config: RunConfig,
+        round_: int,
+        theta: Float32,
+        momentum: Float32,
+        gradient: Float32,
+        *,
+        holds_momentum: bool = False,
+    ) -> None:
         """Move theta to the mean of the members' parameters; the momentum stays as it is."""
         average(theta, gradient)

@@ -33,7 +33,16 @@ class Strategy(Protocol):
         """Return the inner steps between two exchanges."""
         ...
 
-    def step(self, config: RunConfig, round_: int, theta: Float32, momentum: Float32, gradient: Float32) -> None:
+    def step(
+        self,
+        config: RunConfig,
+        round_: int,
+        theta: Float32,
+        momentum: Float32,
+        gradient: Float32,
+        *,
+        holds_momentum: bool = False,
+    ) -> None:
         """Apply one outer step in place.
 
         Args:
@@ -42,6 +51,7 @@ class Strategy(Protocol):
             theta: float32[d], overwritten.
             momentum: float32[d], overwritten; left alone by a strategy that has none.
             gradient: float32[d], the mean of theta - w_i; used as scratch and overwritten.
+            holds_momentum: The momentum has no part in this step and stays as it is: `State.holds_momentum`.
         """
         ...
 

@@ -18,7 +18,7 @@ REFILL_PER_S: Final = 0.5
 """... and so many a second on the long run."""
 MUTE_S: Final = 30.0
 """Whoever goes beyond is not heard for this long."""
-NUM_TOLD: Final = 3
+NUM_TOLD: Final = 16
 """Reasons told of each peer at once; after that one line for every doubling of their number."""
 MAX_PEERS: Final = 1024
 """Beyond so many senders the book begins anew: identities are free."""

@@ -1,20 +1,21 @@
-"""Moves shards and states over the bulk plane: decides what may come in, and keeps trying to get out what must.
+"""Moves shards and logs over the bulk plane: decides what may come in, and keeps trying to get out what must.
 
 What arrives is asked for first: a shard only from a member, of the round at hand, no longer than its codec can make it,
-and only once; a state only from the donor that was asked. Everything else is refused before it is allocated. A shard has
+and only once; a log only from the donor that was asked. Everything else is refused before it is allocated. A shard has
 a room of its own until it is whole and was checked; then the workspace gets it, and nobody writes to it any more.
+Checkpoints' tensors are blobs, and go their own way (`dag.depot`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import msgspec
 import numpy as np
 import trio
 
 from barnraise.codec.codec import Malformed
-from barnraise.codec.grid import Bytes, Float32
+from barnraise.codec.grid import Bytes
 from barnraise.collective import exchange, shards
 from barnraise.consensus.agreement import Decision
 from barnraise.errors import LocalError, PeerError, Unavailable
@@ -41,15 +42,27 @@ Post = Callable[[Callable[[float], list[Effect]]], None]
 """Hands an event to the member's machine, from any thread: ``post(lambda now: member.tick(now))``."""
 
 
+class Receiver(Protocol):
+    """Takes from the bulk plane what is neither a shard nor a log: a `dag.depot.Depot`."""
+
+    def sink(self, sender: PeerId, data: bytes, size_bytes: int) -> memoryview | None:
+        """Say where a payload goes; None refuses it."""
+        ...
+
+    def arrived(self, sender: PeerId, data: bytes) -> None:
+        """Take a payload that is whole."""
+        ...
+
+
 class Header(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True):
     """What a bulk transfer is."""
 
     kind: Literal["update", "aggregate", "log", "state"]
-    """``log``: a piece of a state's log; ``state``: the tensors, and the log's last piece."""
+    """``log``: a piece of a state's log; ``state``: the last piece of it."""
     round: Count
     attempt: Count
     shard: Count
-    """Of a state: the bytes of its log."""
+    """Of a log: its bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,12 +119,11 @@ class OpenedLog:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FetchedState:
-    """A donor's answer, as it came."""
+    """A piece of a donor's log, as it came."""
 
     donor: PeerId
     log: bytes
-    tensors: tuple[Float32, Float32] | None
-    """Parameters and outer momentum; None: more of the log is to come."""
+    is_last: bool
 
     def opened(self) -> OpenedLog:
         """Return its log, checked for form and not yet for truth.
@@ -132,12 +144,18 @@ class Courier:
     """`sink` and `arrived` are the bulk plane's; they run in its worker threads."""
 
     def __init__(
-        self, member: Member, workspace: Workspace, post: Post, fetched: Callable[[FetchedState], None]
+        self,
+        member: Member,
+        workspace: Workspace,
+        post: Post,
+        fetched: Callable[[FetchedState], None],
+        blobs: Receiver,
     ) -> None:
         self._member = member
         self._workspace = workspace
         self._post = post
         self._fetched = fetched
+        self._blobs = blobs
         self.round = member.state.round
         """The round that the workspace is in. The machine is in the next one while a result is being made durable; what
         came in meanwhile would be swept away with the old round."""
@@ -153,12 +171,12 @@ class Courier:
     # ---- coming in --------------------------------------------------------------------------------------------
 
     def expect_state(self, donor: PeerId | None) -> None:
-        """Take a state from this donor only."""
+        """Take a log from this donor only."""
         self._expected, self._incoming = donor, None
 
     @property
     def is_receiving_state(self) -> bool:
-        """Tell whether the donor's state has begun to arrive."""
+        """Tell whether the donor's log has begun to arrive."""
         return self._incoming is not None
 
     @property
@@ -176,7 +194,7 @@ class Courier:
         """Say where a payload goes; None refuses it."""
         header = self._read(data)
         if header is None:
-            return None
+            return self._blobs.sink(sender, data, size)
         if header.kind in ("log", "state"):
             return self._state_buffer(sender, header, size)
         member, work = self._member, self._member.work
@@ -201,6 +219,7 @@ class Courier:
         """Report a payload that is whole."""
         header, work = self._read(data), self._member.work
         if header is None:
+            self._blobs.arrived(sender, data)
             return
         if header.kind in ("log", "state"):
             self._state_arrived(sender, header)
@@ -249,8 +268,7 @@ class Courier:
         return len(cut.contributions) if cut else 0
 
     def _state_buffer(self, sender: PeerId, header: Header, size: int) -> memoryview | None:
-        tensors = 2 * 4 * self._workspace.size if header.kind == "state" else 0
-        if sender != self._expected or size != header.shard + tensors or not 0 < header.shard <= MAX_LOG_BYTES:
+        if sender != self._expected or size != header.shard or not 0 < size <= MAX_LOG_BYTES:
             return None
         if self._incoming is not None and self._incoming[0] == sender:
             return None  # one is coming already
@@ -262,16 +280,15 @@ class Courier:
         incoming = self._incoming  # once: the event loop may give the donor up at any moment
         if incoming is None or incoming[0] != sender or sender != self._expected:
             return
-        buffer, size = incoming[1], self._workspace.size if header.kind == "state" else 0
-        flat = np.frombuffer(buffer, "<f4", count=2 * size)
-        tensors = (flat[:size].copy(), flat[size:].copy()) if size else None
-        self._fetched(FetchedState(donor=sender, log=bytes(buffer[flat.nbytes :]), tensors=tensors))
+        self._fetched(FetchedState(donor=sender, log=bytes(incoming[1]), is_last=header.kind == "state"))
 
     def _read(self, data: bytes) -> Header | None:
         try:
             return _header.decode(data)
         except msgspec.DecodeError:
-            return None  # refused like everything else that is not expected; the bulk plane names the sender
+            return (
+                None  # a blob's, or nothing that is expected: then it is refused, and the bulk plane names the sender
+            )
 
     # ---- going out --------------------------------------------------------------------------------------------
 
@@ -333,9 +350,10 @@ class Courier:
         height: int,
         log: Sequence[Decision],
         voters: Sequence[bytes],
-        tensors: tuple[Float32, Float32] | None,
+        *,
+        is_last: bool,
     ) -> None:
-        """Send a piece of the log, from ``height`` on, and with the last piece the parameters and outer momentum.
+        """Send a piece of the log, from ``height`` on.
 
         A receiver that is still checking the piece before refuses; it is asked again, a few times.
 
@@ -344,12 +362,11 @@ class Courier:
         """
         entries = tuple((decision.view, decision.value, decision.votes) for decision in log)
         body = _encode(StateLog(height, entries, tuple(voters)))
-        header = _encode(Header(kind="state" if tensors else "log", round=0, attempt=0, shard=len(body)))
-        parts = [*(as_bytes(tensor) for tensor in tensors or ()), memoryview(body)]
+        header = _encode(Header(kind="state" if is_last else "log", round=0, attempt=0, shard=len(body)))
         pause_s = RETRY_S
         for _ in range(STATE_ATTEMPTS):
             try:
-                await bulk.send(to, header, parts)
+                await bulk.send(to, header, [memoryview(body)])
             except Unavailable as error:
                 refusal = error
                 await trio.sleep(pause_s)

@@ -16,6 +16,8 @@ import trio
 from barnraise.collective import exchange
 from barnraise.config import PeerConfig
 from barnraise.dag.blobs import Blobs
+from barnraise.dag.depot import Depot
+from barnraise.dag.retention import Retention
 from barnraise.dag.store import Store
 from barnraise.errors import LocalError, PeerError, Unavailable
 from barnraise.ids import PeerId
@@ -39,11 +41,13 @@ from barnraise.peer.books import RoundBooks
 from barnraise.peer.complaints import Complaints
 from barnraise.peer.courier import Courier, FetchedState
 from barnraise.peer.faults import Drill
-from barnraise.peer.handover import Giver, Taker
+from barnraise.peer.handover import Adoption, Followed, Giver, Taker
 from barnraise.peer.keyring import Keyring, read_hello
 from barnraise.peer.links import LinkSurvey
 from barnraise.peer.orders import Orders
+from barnraise.peer.petitions import Desk
 from barnraise.peer.status import status_of
+from barnraise.peer.succession import take_over
 from barnraise.peer.workbench import Workbench
 from barnraise.swarm import effects, messages
 from barnraise.swarm.effects import Effect
@@ -86,23 +90,26 @@ class Driver:
         self._network = network
         self._device = device
         self._status_file = StatusFile(config.data_dir / STATUS_FILE)
-        self._inbox_in, self._inbox = trio.open_memory_channel[Event | FetchedState](INBOX_EVENTS)
+        self._inbox_in, self._inbox = trio.open_memory_channel[Event | FetchedState | Adoption](INBOX_EVENTS)
         self._token = trio.lowlevel.current_trio_token()
         self._bench = Workbench(member, workspace)
         self._books = RoundBooks()
         self._complaints = Complaints()
         self._drill = Drill()
-        self._archive = Archive(store, blobs, self._drill)
-        self._orders = Orders(config.data_dir)
+        retention = Retention(newest=config.keep_checkpoints, every=config.keep_every)
+        self._archive = Archive(store, blobs, self._drill, retention)
+        self._desk = Desk(config.data_dir)
+        self._orders = Orders(blobs.scratch or config.data_dir)
         self._done = trio.Event()
         self._finished_at: float | None = None
         self._bulk: Bulk | None = None
         self._survey: LinkSurvey | None = None
         self._exchange = Meter()
         self._nursery: trio.Nursery | None = None
-        self.courier = Courier(member, workspace, self.post_from_thread, self._fetched_in_thread)
-        self._giver = Giver(member, workspace, self._archive, keys, self.courier)
-        self._taker = Taker(member, workspace, keys, self.courier, events)
+        self._depot = Depot(blobs, self._accuse)
+        self.courier = Courier(member, workspace, self.post_from_thread, self._fetched_in_thread, self._depot)
+        self._giver = Giver(member, workspace, self._archive, keys, self.courier, self._depot.shelf)
+        self._taker = Taker(member, workspace, keys, self.courier, events, self._depot)
 
     async def leave(self, after_round: int | None = None) -> None:
         """Finish the round, or ``after_round``, and leave the run."""
@@ -122,6 +129,7 @@ class Driver:
             nursery.start_soon(self._hear_network, meanwhile)
             nursery.start_soon(self._hear_trainer)
             nursery.start_soon(self._tick)
+            nursery.start_soon(self._depot.shelf.serve, bulk)
             nursery.start_soon(self._work)
             await self._done.wait()
             nursery.cancel_scope.cancel()
@@ -134,8 +142,10 @@ class Driver:
                 with self._drill.around(effect, self._member.state.round):
                     await self._perform(effect)
 
-    async def _handle(self, event: Event | FetchedState) -> list[Effect]:
+    async def _handle(self, event: Event | FetchedState | Adoption) -> list[Effect]:
         if isinstance(event, FetchedState):
+            return await self._follow(event)
+        if isinstance(event, Adoption):
             return await self._adopt(event)
         try:
             return event(trio.current_time())
@@ -165,7 +175,17 @@ class Driver:
 
     def _pass_time(self, now: float) -> list[Effect]:
         news = self._survey.news(now, self._member.state) if self._survey else []
-        return self._member.tick(now) + news
+        return self._member.tick(now) + news + self._petitioned(now)
+
+    def _petitioned(self, now: float) -> list[Effect]:
+        """Hand on what somebody has left in our directory; what is wrong with it is told once for each entry."""
+        found: list[Effect] = []
+        for petition in self._desk.look(self._member.state.height):
+            try:
+                found += self._member.petition(now, petition)
+            except PeerError as error:
+                self._events.emit("peer.refused", reason=f"a petition in {self._config.data_dir}: {error}")
+        return found
 
     def _status(self) -> Status:
         return status_of(
@@ -272,7 +292,8 @@ class Driver:
                 self._start(self._step, effect, self._workspace.generation)
             case effects.Append():
                 self._books.cut(self._total_sent(), self._total_received())
-                await self._archive.on_log(self._archive.store.append, effect.height, [effect.decision], (), None)
+                vertices = (effect.vertex,) if effect.vertex else ()
+                await self._archive.on_log(self._archive.store.append, effect.height, [effect.decision], vertices, None)
             case effects.Commit():
                 await self._commit(effect)
             case effects.CatchUp():
@@ -300,7 +321,7 @@ class Driver:
 
     async def _train(self, effect: effects.Train) -> None:
         self._books = RoundBooks(sent=self._total_sent(), received=self._total_received())
-        theta = self._archive.blobs.path(self._member.state.theta_root)
+        theta = await self._archive.lend(self._member.state.theta_root)
         work = self._orders.give(effect.plan, self._member.me, theta)
         if work is not None:
             await self._trainer.assign(work)
@@ -326,6 +347,13 @@ class Driver:
         self.courier.enter(effect.event.round + 1)
         self._books.applied(trio.current_time() - began)
         self._report_committed(effect)
+        self._start(self._go_on_under_another_key)
+
+    async def _go_on_under_another_key(self) -> None:
+        """Leave, if the members agreed to our new key, for this process has the old one."""
+        if take_over(self._config.data_dir, self._member.state, self._member.me):
+            self._events.emit("peer.waiting", reason="the members agreed to the new key of this peer: start it again")
+            await self.leave()
 
     # ---- work beside the inbox --------------------------------------------------------------------------------
 
@@ -369,20 +397,43 @@ class Driver:
         with contextlib.suppress(trio.RunFinishedError, trio.Cancelled):
             trio.from_thread.run(self._inbox_in.send, fetched, trio_token=self._token)
 
-    async def _adopt(self, fetched: FetchedState) -> list[Effect]:
-        """Check a piece of a donor's state; with the last one make all of it ours."""
+    async def _follow(self, fetched: FetchedState) -> list[Effect]:
+        """Check a piece of a donor's log; with the last one begin to fetch what it leads to."""
         try:
-            adoption = await self._bench.compute(self._taker.take, fetched)
+            followed = await self._bench.compute(self._taker.take, fetched)
         except (LocalError, PeerError) as error:
-            return self._taker.refuse(fetched, error)
-        if adoption is None:
+            return self._taker.refuse(fetched.donor, error)
+        if followed is not None:
+            self._start(self._gather, followed)
+        return []
+
+    async def _gather(self, followed: Followed) -> None:
+        """Fetch the tensors at the end of a log."""
+        try:
+            adoption = await self._taker.gather(self._plane, followed)
+        except (LocalError, Unavailable) as error:
+            donor, refusal = followed.asked.donor, error
+            await self._post(lambda now: self._taker.refuse(donor, refusal))
+            return
+        if adoption is not None:
+            await self._inbox_in.send(adoption)
+
+    def _accuse(self, error: PeerError) -> None:
+        self._events.emit("peer.refused", reason=str(error))
+
+    async def _adopt(self, adoption: Adoption) -> list[Effect]:
+        """Make ours what was fetched."""
+        followed, space = adoption.followed, self._workspace
+        try:
+            residual = self._taker.conclude(adoption)
+        except LocalError as error:
+            return self._taker.refuse(followed.asked.donor, error)
+        if residual is None:
             return []
-        self.courier.expect_state(None)
-        space, state = self._workspace, adoption.state
-        names = state.theta_root, state.momentum_root
-        saved = adoption.height, adoption.log, adoption.vertices, adoption.tensors, names, adoption.residual
+        state, names = followed.state, (followed.state.theta_root, followed.state.momentum_root)
+        saved = followed.asked.height, followed.log, followed.vertices, adoption.tensors, names, residual
         self._start(self._archive.prune, await self._archive.save(*saved))
-        await self._bench.compute(space.replace, *adoption.tensors, adoption.residual)
+        await self._bench.compute(space.replace, *adoption.tensors, residual)
         self.courier.enter(state.round)
         return self._member.caught_up(trio.current_time(), state)
 
@@ -391,7 +442,8 @@ class Driver:
         self._finished_at = trio.current_time()
         state = self._member.state
         theta = self._archive.blobs.path(state.theta_root)
-        await self._trainer.assign(Finished(round=state.round, theta_path=str(theta)))
+        lent = await self._archive.lend(state.theta_root)
+        await self._trainer.assign(Finished(round=state.round, theta_path=str(lent)))
         fields: dict[str, object] = {
             "vertex": state.vertex.hex(),
             "theta_path": str(theta),

@@ -2,7 +2,8 @@
 
 ``BARNRAISE_FAULT="kill@before.Commit:round=2:nth=1"`` reads as "SIGKILL right before the first Commit of round 2"; a
 peer that missed that round does it in a later one. A point is an effect of `barnraise.swarm.effects`, of a Broadcast
-with its message (``Broadcast.Propose``, ``Broadcast.pbft.Prepare``), or ``Saved``: a result's tensors are on disk and its log entry is not.
+with its message (``Broadcast.raft.Append``, ``Broadcast.pbft.Prepare``), or ``Saved``: a result's tensors are on disk and
+its log entry is not; or one of the disk, `barnraise.dag.disk.POINTS` (``before.fsync.theta``, ``after.commit.entries``).
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from barnraise.errors import ConfigError
@@ -47,6 +49,10 @@ class Drill:
         yield
         if self._left > 0:
             self.at(f"after.{_name_of(effect)}", _round_of(effect, round_))
+
+    def at_start(self, point: str, path: Path) -> None:
+        """Strike at a point of the disk before there is a round; a `barnraise.dag.disk.Watch`."""
+        self.at(point, 0)
 
     def at(self, point: str, round_: int) -> None:
         """Strike here, if this is the point."""

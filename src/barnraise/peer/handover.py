@@ -1,7 +1,9 @@
 """Handing a run over to a peer that is behind: the log in pieces, then the tensors; nothing is believed unchecked.
 
-A donor sends what it was asked for and no more. The taker follows the log piece by piece, every vote checked, and
-makes it its own only when the tensors at its end have the hashes that the log names.
+The log comes from one donor, which sends what it was asked for and no more; the taker follows it piece by piece, every
+vote checked. It names the tensors at its end, and they come from everybody who is connected and that far (`dag.depot`):
+once the log is here, a donor that dies or lies costs nothing but the chunks that it owed. Only with all of it does the
+taker make the log its own.
 """
 
 import contextlib
@@ -13,8 +15,11 @@ import trio
 
 from barnraise.codec.grid import Float32
 from barnraise.consensus.agreement import Decision
+from barnraise.dag.depot import Depot
+from barnraise.dag.download import Wanted
+from barnraise.dag.shelf import Shelf
 from barnraise.errors import LocalError, PeerError, Unavailable
-from barnraise.ids import PeerId
+from barnraise.ids import Digest, PeerId
 from barnraise.net.seam import Bulk
 from barnraise.observe.events import EventLog
 from barnraise.peer.archive import Archive
@@ -25,7 +30,7 @@ from barnraise.swarm.effects import CatchUp, Effect, SendState
 from barnraise.swarm.member import Member
 from barnraise.swarm.records import Cut, Vertex
 from barnraise.swarm.state import State
-from barnraise.swarm.workspace import Workspace, root_of
+from barnraise.swarm.workspace import Workspace
 
 PIECE_ENTRIES: Final = 512
 """Log entries sent at once: with eight members' votes some 14 MB."""
@@ -34,9 +39,7 @@ ANSWER_S: Final = 5.0
 SETTLING_S: Final = 0.02
 """Between two looks at whether what was agreed last is on disk."""
 PIECE_DEADLINE_S: Final = 60.0
-"""For one piece, sent and checked, ..."""
-SLOWEST_BYTES_PER_S: Final = 1_000_000
-"""... and for the tensors as long again as a link of 8 Mbit/s needs."""
+"""For one piece, sent and checked; and between two chunks of the tensors."""
 MAX_GIVEN_AT_ONCE: Final = 2
 """Peers that the state is sent to at the same time; others wait, and ask somebody else meanwhile."""
 MAX_PIECE_BYTES: Final = 16 * 1024 * 1024
@@ -46,9 +49,11 @@ MAX_PIECE_BYTES: Final = 16 * 1024 * 1024
 class Giver:
     """Serves peers that are behind, each once at a time."""
 
-    def __init__(self, member: Member, workspace: Workspace, archive: Archive, keys: Keyring, courier: Courier) -> None:
+    def __init__(
+        self, member: Member, workspace: Workspace, archive: Archive, keys: Keyring, courier: Courier, shelf: Shelf
+    ) -> None:
         self._member, self._workspace, self._archive = member, workspace, archive
-        self._keys, self._courier = keys, courier
+        self._keys, self._courier, self._shelf = keys, courier, shelf
         self._serving: set[PeerId] = set()
         self._places = trio.CapacityLimiter(MAX_GIVEN_AT_ONCE)
 
@@ -68,7 +73,7 @@ class Giver:
         found = await self._settled(asked)
         if found is None:
             return
-        first, (end, tensors) = asked.height, found
+        first, end = asked.height, found
         while True:
             count = min(PIECE_ENTRIES, end - first)
             log = await self._archive.on_log(self._archive.store.log, first, count)
@@ -76,17 +81,14 @@ class Giver:
                 return  # the newest entries never came to disk; it asks again
             log = _cut_short(log)
             is_last = first + len(log) == end
-            size = sum(tensor.nbytes for tensor in tensors) if is_last else 0
-            with trio.move_on_after(PIECE_DEADLINE_S + size / SLOWEST_BYTES_PER_S) as patience:
-                await self._courier.push_state(
-                    bulk, asked.to, first, log, self._voters(log), tensors if is_last else None
-                )
+            with trio.move_on_after(PIECE_DEADLINE_S) as patience:
+                await self._courier.push_state(bulk, asked.to, first, log, self._voters(log), is_last=is_last)
             if is_last or patience.cancelled_caught:
                 return
             first += len(log)
 
-    async def _settled(self, asked: SendState) -> tuple[int, tuple[Float32, Float32]] | None:
-        """Return the height of our state and its tensors, once all of it is on disk; None: there is nothing to give.
+    async def _settled(self, asked: SendState) -> int | None:
+        """Return the height of our state, once all of it is on disk and its tensors lent; None: there is nothing to give.
 
         With rounds of under a second we are between two states half of the time; whoever asks would wait for seconds.
         """
@@ -98,9 +100,11 @@ class Giver:
                 if not is_due:
                     return None
                 if self._courier.round == state.round:
-                    tensors = space.theta, space.momentum
+                    tensors = (state.theta_root, space.theta), (state.momentum_root, space.momentum)
                     if await self._archive.on_log(self._archive.store.height) >= state.height:
-                        return state.height, tensors
+                        for name, tensor in tensors:
+                            self._shelf.lend(Digest(name), tensor)
+                        return state.height
                 await trio.sleep(SETTLING_S)
         return None
 
@@ -119,32 +123,51 @@ class _Taken:
     vertices: list[Vertex] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
     pieces: int = 0
+    is_followed: bool = False
+    """The log is here, all of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Followed:
+    """A donor's log, checked to its end; the tensors that it names are still to come."""
+
+    asked: CatchUp
+    state: State
+    log: list[Decision]
+    vertices: list[Vertex]
+    cuts: list[Cut]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adoption:
-    """A donor's state, checked; not yet ours."""
+    """A donor's log and the tensors at its end, all of it checked; not yet ours."""
 
-    height: int
-    log: list[Decision]
-    vertices: list[Vertex]
-    state: State
+    followed: Followed
     tensors: tuple[Float32, Float32]
-    residual: Float32
+    """Parameters and outer momentum."""
 
 
 class Taker:
-    """Fetches the state from one donor at a time."""
+    """Fetches the log from one donor at a time, and then the tensors from all that have them."""
 
-    def __init__(self, member: Member, workspace: Workspace, keys: Keyring, courier: Courier, events: EventLog) -> None:
+    def __init__(
+        self,
+        member: Member,
+        workspace: Workspace,
+        keys: Keyring,
+        courier: Courier,
+        events: EventLog,
+        depot: Depot,
+    ) -> None:
         self._member, self._workspace = member, workspace
-        self._keys, self._courier, self._events = keys, courier, events
+        self._keys, self._courier, self._events, self._depot = keys, courier, events, depot
         self._taken: _Taken | None = None
+        self._gathering: trio.CancelScope | None = None
 
     @property
     def donor(self) -> PeerId | None:
-        """Return whom the state is being fetched from."""
-        return self._taken.asked.donor if self._taken else None
+        """Return whom everything depends on: the donor of a log that is not here yet."""
+        return self._taken.asked.donor if self._taken and not self._taken.is_followed else None
 
     def begin(self, asked: CatchUp) -> None:
         """Expect the state from a donor, who is asked for it next."""
@@ -156,19 +179,21 @@ class Taker:
         await trio.sleep(ANSWER_S)
         has_begun = self._courier.is_receiving_state or self._pieces > 0
         while self._is_at(asked) and has_begun:
-            seen = self._pieces
-            await trio.sleep(PIECE_DEADLINE_S + self._courier.state_bytes / SLOWEST_BYTES_PER_S)
-            has_begun = self._pieces > seen
+            seen = self._progress
+            await trio.sleep(PIECE_DEADLINE_S)
+            has_begun = self._progress > seen
         return self._is_at(asked)
 
     def give_up(self) -> list[Effect]:
-        """Forget what came."""
+        """Forget what came; chunks of tensors stay on disk."""
         self._taken = None
+        if self._gathering is not None:
+            self._gathering.cancel()
         self._courier.expect_state(None)
         return self._member.catch_up_failed(trio.current_time())
 
-    def take(self, fetched: FetchedState) -> Adoption | None:
-        """Check a piece; return what all of them make when it was the last. For a worker thread.
+    def take(self, fetched: FetchedState) -> Followed | None:
+        """Check a piece of the log; return what all of them make when it was the last. For a worker thread.
 
         Raises:
             LocalError, PeerError: something in it does not hold.
@@ -181,7 +206,7 @@ class Taker:
             self._keys.add(voter)
         if opened.height != taken.state.height:
             raise LocalError(f"it goes on at height {opened.height} and we are at {taken.state.height}")
-        if not opened.decisions and fetched.tensors is None:
+        if not opened.decisions and not fetched.is_last:
             raise LocalError("it sent a piece of its log without an entry, which could go on for ever")
         adopted = adopt(taken.state, opened.decisions, self._keys.verify)
         taken.state = adopted.state
@@ -189,32 +214,77 @@ class Taker:
         taken.vertices += adopted.vertices
         taken.cuts += adopted.cuts
         taken.pieces += 1
-        if fetched.tensors is None:
-            if self._taken is taken:  # else it was given up meanwhile, and another donor may be expected by now
-                self._courier.expect_state(fetched.donor)
+        if self._taken is not taken:  # it was given up meanwhile, and another donor may be expected by now
             return None
-        return self._finish(taken, fetched.tensors)
+        self._courier.expect_state(None if fetched.is_last else fetched.donor)
+        return self._followed(taken) if fetched.is_last else None
 
-    def _finish(self, taken: _Taken, tensors: tuple[Float32, Float32]) -> Adoption:
+    def _followed(self, taken: _Taken) -> Followed:
         if not taken.vertices and not self._member.is_hollow:
             raise LocalError("its log leads to no checkpoint")  # only cuts and voids since: the round goes on
-        if tuple(root_of(tensor) for tensor in tensors) != (taken.state.theta_root, taken.state.momentum_root):
-            raise LocalError("its tensors are not those of its log")
-        if self._member.state.height != taken.asked.height:
+        taken.is_followed = True
+        return Followed(asked=taken.asked, state=taken.state, log=taken.log, vertices=taken.vertices, cuts=taken.cuts)
+
+    async def gather(self, bulk: Bulk, followed: Followed) -> Adoption | None:
+        """Fetch the tensors at the end of a log; None: it was given up meanwhile.
+
+        Raises:
+            Unavailable: nobody who is there has them.
+            LocalError: the disk lost what was written.
+            OSError: the disk is full, say.
+        """
+        names = Digest(followed.state.theta_root), Digest(followed.state.momentum_root)
+        if not self._is_at(followed.asked):
+            return None
+        with trio.CancelScope() as self._gathering, self._depot.blobs.hold(*names):
+            return Adoption(followed=followed, tensors=await self._tensors(bulk, followed, names))
+        return None
+
+    def conclude(self, adoption: Adoption) -> Float32 | None:
+        """Let a state become ours: return the residual that belongs to it, float32[d]. None: it was given up meanwhile.
+
+        Raises:
+            LocalError: we have gone on meanwhile.
+        """
+        followed = adoption.followed
+        if not self._is_at(followed.asked):
+            return None
+        if self._member.state.height != followed.asked.height:
             raise LocalError("we have gone on meanwhile")
         self._taken = None
-        return Adoption(
-            height=taken.asked.height,
-            log=taken.log,
-            vertices=taken.vertices,
-            state=taken.state,
-            tensors=tensors,
-            residual=self._workspace.residual_behind(any(cut.has(self._member.me) for cut in taken.cuts)),
-        )
+        return self._workspace.residual_behind(any(cut.has(self._member.me) for cut in followed.cuts))
 
-    def refuse(self, fetched: FetchedState, error: LocalError | PeerError) -> list[Effect]:
+    async def _tensors(self, bulk: Bulk, followed: Followed, names: tuple[Digest, Digest]) -> tuple[Float32, Float32]:
+        blobs, size_bytes = self._depot.blobs, 4 * self._workspace.size
+        missing = [
+            Wanted(name=name, size_bytes=size_bytes)
+            for name in dict.fromkeys(names)
+            if await trio.to_thread.run_sync(blobs.find, name) is None
+        ]
+        if missing:
+            began = trio.current_time()
+            came = await self._depot.fetch(bulk, missing, lambda: self._donors(followed))
+            self._events.emit(
+                "peer.fetched",
+                vertex=followed.state.vertex.hex(),
+                bytes=sum(came.values()),
+                donors=sorted(came),
+                took_s=round(trio.current_time() - began, 3),
+            )
+        theta, momentum = [await trio.to_thread.run_sync(blobs.get, name) for name in names]
+        return theta, momentum
+
+    def _donors(self, followed: Followed) -> list[PeerId]:
+        """Return who is connected and has said that it is as far as the log; its donor need not say so."""
+        presence, height = self._member.presence, followed.state.height
+        able = {peer for peer in presence.donors() if not presence.is_behind(peer, height)}
+        if presence.is_up(followed.asked.donor):
+            able.add(followed.asked.donor)
+        return sorted(able)
+
+    def refuse(self, donor: PeerId, error: LocalError | PeerError | Unavailable) -> list[Effect]:
         """Say what was wrong with a donor's state, and forget it."""
-        self._events.emit("peer.refused", reason=f"the state of {fetched.donor}: {error}")
+        self._events.emit("peer.refused", reason=f"the state of {donor}: {error}")
         return self.give_up()
 
     def _is_at(self, asked: CatchUp) -> bool:
@@ -223,6 +293,10 @@ class Taker:
     @property
     def _pieces(self) -> int:
         return self._taken.pieces if self._taken else 0
+
+    @property
+    def _progress(self) -> int:
+        return self._pieces + self._depot.num_arrived
 
 
 def _cut_short(log: Sequence[Decision]) -> list[Decision]:

@@ -15,13 +15,14 @@ class Orders:
     """Numbered orders to one trainer: what an older one made is not what is wanted now.
 
     Args:
-        data_dir: the peer's own.
+        directory: of this peer alone; in memory, where the peer seals what it keeps on disk.
     """
 
-    def __init__(self, data_dir: Path) -> None:
-        self.update_file = data_dir / "update.f32"
+    def __init__(self, directory: Path) -> None:
+        self.update_file = directory / "update.f32"
         """Where the trainer leaves its update: float32[d]."""
-        self._snapshots = data_dir / "trainer"
+        self._snapshots = directory / "trainer"
+        self._snapshots.mkdir(parents=True, exist_ok=True)
         self._newest = 0
         self._taken_up = 0
 

@@ -79,7 +79,14 @@ class Workbench:
         state, num_shards = self._member.state, self._member.work.plan.num_shards
 
         def order() -> tuple[Roots, tuple[Float32, Float32]]:
-            roots = self._workspace.step(effect.attempt, state.exponents, state.config, effect.round, num_shards)
+            roots = self._workspace.step(
+                effect.attempt,
+                state.exponents,
+                state.config,
+                effect.round,
+                num_shards,
+                holds_momentum=state.holds_momentum,
+            )
             return roots, self._workspace.pending()
 
         found = await self._compute_for(generation, order)

@@ -12,25 +12,23 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from barnraise.config import RunConfig, load_run_config
 from barnraise.dag import lock
+from barnraise.dag.sealing import BLOBS_DIRECTORY, SUFFIX, damage_of
 from barnraise.dag.store import Reader, Store
 from barnraise.errors import ConfigError
 from barnraise.ids import Digest
 from barnraise.observe import status
 from barnraise.observe.status import Status
 from barnraise.observe.vocabulary import AnyEvent, decode
-from barnraise.runs import places
+from barnraise.runs import places, unsealing
 from barnraise.runs.directory import DEFAULT_PARENT, IDENTITY_FILE, RUN_FILE
 from barnraise.swarm import records
 from barnraise.swarm.records import LogEvent, Vertex
-from barnraise.swarm.workspace import root_of
 
 LOG_FILE: Final = "log.sqlite"
 METRICS_FILE: Final = "metrics.jsonl"
-BLOBS_DIRECTORY: Final = "blobs"
 TAIL_BYTES: Final = 512 * 1024
 """The end of a peer's events that is read for its last rounds; a round has some 30 lines of 100 bytes."""
 
@@ -42,7 +40,7 @@ class Checkpoint:
     config: RunConfig
     vertex: Vertex
     theta_path: Path
-    """float32[d], little-endian, named by its hash."""
+    """float32[d], little-endian, named by its hash; it may be sealed: `unsealing.plain`."""
     peer_dir: Path
     """Whose disk it lies on."""
 
@@ -166,17 +164,21 @@ def newest_checkpoint(path: Path) -> Checkpoint:
 
 
 def theta(peer_dir: Path, vertex: Vertex) -> Path:
-    """Return where a checkpoint's parameters lie, whether or not they are there."""
-    return peer_dir / BLOBS_DIRECTORY / vertex.model.hex()
+    """Return where a checkpoint's parameters lie, whether or not they are there; sealed, where its suffix says so."""
+    return _vector(peer_dir, vertex.model)
 
 
 def holds(peer_dir: Path, name: bytes) -> bool | None:
-    """Tell whether a vector's file is what its name says; None: it is not there."""
-    path = peer_dir / BLOBS_DIRECTORY / name.hex()
-    try:
-        return root_of(np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)) == Digest(name)
-    except OSError:
+    """Tell whether a vector's file is what its name says; None: it is not there.
+
+    Raises:
+        ConfigError: it is sealed, and the key is not here.
+    """
+    path = _vector(peer_dir, name)
+    if not path.is_file():
         return None
+    seal = unsealing.required_seal(peer_dir) if path.suffix == SUFFIX else None
+    return not damage_of(path, Digest(name), seal)
 
 
 def peers_now(path: Path) -> list[PeerNow]:
@@ -211,6 +213,12 @@ def _newest(candidates: Iterable[Path], parent: Path) -> Path:
     if not runs:
         raise ConfigError(f"{parent}: there is no run here. Start one: barnraise train; or name one: --dir DIR.")
     return max(runs, key=lambda path: (_touched(path), path.name))
+
+
+def _vector(peer_dir: Path, name: bytes) -> Path:
+    path = peer_dir / BLOBS_DIRECTORY / name.hex()
+    sealed = path.with_suffix(SUFFIX)
+    return sealed if sealed.is_file() else path
 
 
 def _touched(path: Path) -> float:

@@ -10,7 +10,8 @@ from barnraise.codec.chain import codec_of
 from barnraise.codec.grid import Float32
 from barnraise.config import RunConfig
 from barnraise.consensus.agreement import Decision, Record
-from barnraise.ids import PeerId
+from barnraise.identity import SIGNATURE_BYTES
+from barnraise.ids import DIGEST_BYTES, PeerId
 from barnraise.swarm.adopt import adopt
 from barnraise.swarm.member import Member
 from barnraise.swarm.slots import Segment
@@ -20,6 +21,7 @@ from barnraise.swarm.workspace import Workspace, root_of
 SIZE = 200
 BLOCKS = ((0, 70), (70, 200))
 PEER_TIMEOUT_S = 30.0
+PADDING = bytes(SIGNATURE_BYTES - DIGEST_BYTES)
 
 
 @dataclass(kw_only=True)
@@ -60,9 +62,9 @@ class Node:
     is_hollow: bool = False
 
     @classmethod
-    def fresh(cls, index: int, config: RunConfig, now: float, *, is_hollow: bool = False) -> "Node":
+    def fresh(cls, index: int, peer: PeerId, config: RunConfig, now: float, *, is_hollow: bool = False) -> "Node":
         """Return a peer that has nothing but its keys and the run's configuration."""
-        peer, disk = PeerId(f"peer-{index}"), Disk.fresh(is_hollow=is_hollow)
+        disk = Disk.fresh(is_hollow=is_hollow)
         member = member_of(peer, disk, config, now, is_hollow=is_hollow)
         workspace = workspace_of(disk, config)
         return cls(index=index, peer=peer, disk=disk, member=member, workspace=workspace, is_hollow=is_hollow)
@@ -109,8 +111,8 @@ def update_of(theta: Float32, slot: Sequence[Segment]) -> Float32:
 
 
 def sign(peer: PeerId, context: str, message: bytes) -> bytes:
-    """Return an ideal signature: in this world nobody forges."""
-    return blake3.blake3(f"{peer}|{context}|".encode() + message).digest()
+    """Return an ideal signature, as long as a real one: in this world nobody forges."""
+    return blake3.blake3(f"{peer}|{context}|".encode() + message).digest() + PADDING
 
 
 def verify(peer: PeerId, context: str, message: bytes, signature: bytes) -> bool:

@@ -12,6 +12,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -47,6 +48,9 @@ class Broken(AssertionError):
 class World:
     """``num_peers`` peers, a seed, some faults. `run` until everybody who is alive is done."""
 
+    train_s = (2.0, 4.0)
+    """The shortest and the longest training of a round."""
+
     def __init__(
         self,
         *,
@@ -58,6 +62,7 @@ class World:
         codec: str = "int8",
         seconds: float = 0.0,
         min_peers: int = 1,
+        profile: Literal["home", "federation", "open"] = "home",
     ) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -74,7 +79,8 @@ class World:
             (fault.at_s + getattr(fault, "for_s", 0.0) for fault in faults if not isinstance(fault, Crash)), default=0.0
         )
         self.config = RunConfig(
-            founders=tuple(f"peer-{i}" for i in range(num_peers)),
+            profile=profile,
+            founders=tuple(self.name_of(index) for index in range(num_peers)),
             inner=InnerConfig(batch_size=2),
             round=RoundConfig(
                 rounds=rounds,
@@ -88,7 +94,7 @@ class World:
             consensus=ConsensusConfig(timeout_s=3.0),
         )
         joins = [fault for fault in faults if isinstance(fault, Join)]
-        self.nodes = [Node.fresh(index, self.config, self.now) for index in range(num_peers)]
+        self.nodes = [self._fresh(index) for index in range(num_peers)]
         self.nodes += [self._visitor(index, join) for index, join in enumerate(joins, start=num_peers)]
         for fault in faults:
             self._schedule_fault(fault)
@@ -126,8 +132,9 @@ class World:
         return not is_quorum(members, {node.peer for node in alive})
 
     def _is_over(self) -> bool:
-        alive = [node for node in self.nodes if node.alive]
-        return not self._waking and bool(alive) and all(node.member.state.is_over for node in alive)
+        if any(node.life < 0 or (node.alive and not node.member.state.is_over) for node in self.nodes):
+            return False
+        return any(node.alive for node in self.nodes)
 
     @property
     def _waking(self) -> bool:
@@ -143,9 +150,16 @@ class World:
 
     # ---- peers ------------------------------------------------------------------------------------------------
 
+    def name_of(self, index: int) -> PeerId:
+        """Return a peer's id."""
+        return PeerId(f"peer-{index}")
+
+    def _fresh(self, index: int, *, is_hollow: bool = False) -> Node:
+        return Node.fresh(index, self.name_of(index), self.config, self.now, is_hollow=is_hollow)
+
     def _visitor(self, index: int, join: Join) -> Node:
         """Return a peer that is not there yet."""
-        node = Node.fresh(index, self.config, self.now, is_hollow=join.is_hollow)
+        node = self._fresh(index, is_hollow=join.is_hollow)
         node.alive = False
         return node
 
@@ -226,7 +240,7 @@ class World:
             self._perform(node, effect)
 
     def _linked(self, one: Node, other: Node) -> bool:
-        return frozenset((one.index, other.index)) not in self._broken
+        return not self._broken or frozenset((one.index, other.index)) not in self._broken
 
     def _deliver(self, sender: Node, to: Node, size_s: float, call: Callable[[], list[Effect]]) -> None:
         """Hand something over, in order; it is lost if either side dies or the link breaks meanwhile."""
@@ -245,17 +259,16 @@ class World:
 
     def _send(self, sender: Node, to: Node, message: Message) -> None:
         data = messages.encode(message)
+        self._deliver(sender, to, 0.0, lambda: self._hear(sender, to, messages.decode(sender.peer, data)))
 
-        def hear() -> list[Effect]:
-            try:
-                return to.member.receive(self.now, sender.peer, messages.decode(sender.peer, data))
-            except PeerError as error:
-                # Legal only for commitments that cross with the end of their round.
-                if "commitment to round" not in str(error):
-                    raise
-                return []
-
-        self._deliver(sender, to, 0.0, hear)
+    def _hear(self, sender: Node, to: Node, message: Message) -> list[Effect]:
+        try:
+            return to.member.receive(self.now, sender.peer, message)
+        except PeerError as error:
+            # Legal only for commitments that cross with the end of their round.
+            if "commitment to round" not in str(error):
+                raise
+            return []
 
     def _schedule_fault(self, fault: Fault) -> None:
         match fault:
@@ -336,7 +349,7 @@ class World:
         node.train_order += 1
         slot = effect.plan.slots.get(node.peer)
         if slot is not None:
-            took = self.rng.uniform(2.0, 4.0)
+            took = self.rng.uniform(*self.train_s)
             self._later(took, self._trained, node, node.life, node.train_order, effect.plan.round, slot)
 
     def _trained(self, node: Node, life: int, order: int, round_: int, slot: tuple[Segment, ...]) -> None:
@@ -417,7 +430,12 @@ class World:
         if node.life != life or not node.alive or (state.round, state.attempt) != (effect.round, effect.attempt):
             return
         roots = node.workspace.step(
-            effect.attempt, state.exponents, self.config, effect.round, node.member.work.plan.num_shards
+            effect.attempt,
+            state.exponents,
+            state.config,
+            effect.round,
+            node.member.work.plan.num_shards,
+            holds_momentum=state.holds_momentum,
         )
         stepped = roots.stepped(effect.round, effect.attempt, int(self.now))
         self._event(node, lambda: node.member.stepped(self.now, stepped))

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from barnraise.consensus.agreement import Decision, Verify
 from barnraise.errors import LocalError
-from barnraise.swarm import records
+from barnraise.swarm.certification import event_of, is_certified
 from barnraise.swarm.records import Cut, Result, Vertex
 from barnraise.swarm.state import State, follow
 
@@ -31,12 +29,9 @@ def adopt(state: State, log: Sequence[Decision], verify: Verify) -> Adopted:
     cuts: list[Cut] = []
     vertices: list[Vertex] = []
     for decision in log:
-        if not state.agreement.holds(decision, state.scope, state.committee, verify):
+        event = event_of(decision.value)
+        if not is_certified(state, decision, event, verify):
             raise LocalError(f"the votes for height {state.height} are no quorum of its members")
-        try:
-            event = records.decode_event.decode(decision.value)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise LocalError(f"the entry at height {state.height} is malformed: {error}") from error
         if isinstance(event, Result) and state.cut:
             cuts.append(state.cut)
         state, vertex = follow(state, event)

@@ -12,15 +12,18 @@ from typing import assert_never
 import msgspec
 
 from barnraise.consensus import agreement
-from barnraise.consensus.agreement import Agreement, Ballot, Decision, Record, Sign, Verify
+from barnraise.consensus.agreement import Agreement, Ballot, Decided, Decision, Record, Sign, Verify
 from barnraise.errors import LocalError
 from barnraise.ids import PeerId
-from barnraise.swarm import effects, proposals, records
+from barnraise.swarm import effects, petitions, proposals, records
 from barnraise.swarm.abstention import Abstention
+from barnraise.swarm.certification import certifies, event_of
 from barnraise.swarm.effects import Effect
 from barnraise.swarm.mailbox import Mailbox
 from barnraise.swarm.pace import Pace
+from barnraise.swarm.petitions import Pool
 from barnraise.swarm.presence import Presence
+from barnraise.swarm.records import Amend, Recover
 from barnraise.swarm.round import Work
 from barnraise.swarm.state import State, check_follows
 
@@ -40,6 +43,7 @@ class Ballots:
         sign: Sign,
         verify: Verify,
         ballot: Record | None,
+        pool: Pool,
     ) -> None:
         """Take up the height of ``state``, with the promise that was found on disk."""
         self._me = presence.me
@@ -52,9 +56,13 @@ class Ballots:
         self._sign = sign
         self._verify = verify
         self._record = ballot
+        self._pool = pool
         self._voting = self._opened()
         self._judging: tuple[int, bytes] | None = None
-        self._view = 0
+        self._unsealed: tuple[bytes, int] | None = None
+        """A change whose signatures could not be verified, and after how many that could."""
+        self._first_view = self._voting.view
+        self._awaited = self._voting.view, self._voting.leader
 
     @property
     def proposed(self) -> bytes:
@@ -65,7 +73,8 @@ class Ballots:
         """Begin to vote on what follows ``state``; ``work`` are the books of its round."""
         self._state, self._work = state, work
         self._voting = self._opened()
-        self._view = self._voting.view
+        self._first_view = self._voting.view
+        self._awaited = self._voting.view, self._voting.leader
         self._judging = None
 
     def abstain(self, now: float, height: int) -> None:
@@ -91,7 +100,18 @@ class Ballots:
         if message.height < self._state.height:
             decided = self._mailbox.decided(message.height)
             return [effects.Send(to=sender, message=decided)] if decided and message.asks else []
+        if isinstance(message, Decided) and (recovery := self._recovery(message)):
+            return [recovery]
         return self._vote(now, self._voting.receive(sender, message))
+
+    def _recovery(self, message: Decided) -> Decision | None:
+        """Return a recovery that somebody tells us of: members do not vote for one."""
+        decision = Decision(value=message.value, view=message.view, votes=message.votes)
+        try:
+            is_one = isinstance(event_of(decision.value), Recover)
+        except LocalError:
+            return None
+        return decision if is_one and certifies(self._state, decision, self._verify) else None
 
     def propose(self, now: float, *, is_leaving: bool) -> list[Effect | Decision]:
         """Propose what it is time for, if we may. ``is_leaving``: we ourselves want out."""
@@ -102,7 +122,10 @@ class Ballots:
             return []
         if self._voting.bound_value:
             return self._vote(now, self._voting.propose(b""))
-        event = proposals.due(state, work, self._presence, self._pace, now, is_leaving=is_leaving)
+        # A change that does not come through in the first view of a height lets the round go on: it is never in its way.
+        is_first = self._voting.view == self._first_view
+        amend = self._pool.due(state, self._presence.speaking()) if is_first else None
+        event = amend or proposals.due(state, work, self._presence, self._pace, now, is_leaving=is_leaving)
         return self._vote(now, self._voting.propose(records.encode(event))) if event else []
 
     def judge(self, now: float) -> list[Effect | Decision]:
@@ -116,19 +139,30 @@ class Ballots:
         except (msgspec.DecodeError, msgspec.ValidationError, LocalError):
             self._judging = None
             return []
-        if not proposals.agrees(self._state, self._work, self._presence, self._pace, now, event):
+        if isinstance(event, Amend):
+            if not self._is_sealed(value, event):
+                return []
+        elif not proposals.agrees(self._state, self._work, self._presence, self._pace, now, event):
             return []
         self._judging = None
         return self._vote(now, self._voting.approve(view))
 
+    def _is_sealed(self, value: bytes, event: Amend) -> bool:
+        """Verify the signatures under a change: again, only when a petition may have brought keys that were missing."""
+        basis = value, self._pool.num_changes
+        if self._unsealed == basis:
+            return False
+        self._unsealed = None if petitions.is_sealed(event, self._verify) else basis
+        return self._unsealed is None
+
     def doubt(self, now: float) -> list[Effect | Decision]:
         """Vote out a leader that is down or overdue, where a quorum is there to do so."""
-        voters, view = self._state.committee, self._voting.view
+        voters, views = self._state.committee, self._voting.view - self._first_view
         if self._me not in voters:
             return []
         down = self._presence.down_among(voters, now)
         has_cut = self._state.cut is not None
-        if self._voting.leader not in down and not self._pace.leader_is_overdue(now, view, has_cut=has_cut):
+        if self._voting.leader not in down and not self._pace.leader_is_overdue(now, views, has_cut=has_cut):
             return []
         if not self._state.agreement.is_quorum(voters, set(voters) - down):
             return []
@@ -136,8 +170,9 @@ class Ballots:
 
     def _vote(self, now: float, asked: Sequence[agreement.Effect]) -> list[Effect | Decision]:
         found: list[Effect | Decision] = []
-        if self._voting.view != self._view:
-            self._view, self._pace.view_since = self._voting.view, now
+        awaited = self._voting.view, self._voting.leader
+        if awaited != self._awaited:
+            self._awaited, self._pace.view_since = awaited, now
         for effect in asked:
             match effect:
                 case agreement.Broadcast():

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from barnraise.ids import PeerId
 
+MAX_ASKED = 4
+"""Peers that are asked for the same commitments at a time: each passes on all that it has of a round."""
 SHUN_S = 60.0
 """A donor that did not deliver what it claimed to have is not asked again for this long."""
 
@@ -25,6 +27,12 @@ class Donors:
     def ask(self, donor: PeerId) -> None:
         """Note who is asked."""
         self.asked = donor
+
+    def some(self, peers: Sequence[PeerId]) -> tuple[PeerId, ...]:
+        """Return a few of the peers, at each call the next ones."""
+        start = self._num_asked % len(peers) if peers else 0
+        self._num_asked += MAX_ASKED
+        return tuple((*peers[start:], *peers[:start])[:MAX_ASKED])
 
     def failed(self, now: float) -> None:
         """Note that whoever was asked has not delivered."""

@@ -7,7 +7,7 @@ from barnraise.consensus.agreement import Decision, Record
 from barnraise.ids import PeerId
 from barnraise.swarm.messages import Message
 from barnraise.swarm.plan import RoundPlan
-from barnraise.swarm.records import Cut, Regroup, Result, Vertex, Void
+from barnraise.swarm.records import Amend, Cut, Merge, Recover, Regroup, Result, Vertex, Void
 from barnraise.swarm.state import State
 
 
@@ -59,11 +59,13 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Append:
-    """Put a cut, a void or a regroup into the log; what moves for the older attempt stops."""
+    """Put any other entry than a result into the log; what moves for the older attempt stops."""
 
     height: int
-    event: Cut | Void | Regroup
+    event: Cut | Void | Regroup | Amend | Recover | Merge
     decision: Decision
+    vertex: Vertex | None = None
+    """The checkpoint that it certifies, if any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

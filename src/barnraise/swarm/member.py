@@ -47,11 +47,12 @@ from barnraise.swarm.effects import Effect
 from barnraise.swarm.mailbox import Mailbox
 from barnraise.swarm.messages import Commit, Genesis, GenesisWanted, Links, Message, StateWanted, Status, Want
 from barnraise.swarm.pace import Pace
+from barnraise.swarm.petitions import Introduce, Petition, Pool
 from barnraise.swarm.presence import Presence
-from barnraise.swarm.records import Cut, Regroup, Result
+from barnraise.swarm.records import Amend, Cut, Merge, Recover, Regroup, Result
 from barnraise.swarm.replies import reply
 from barnraise.swarm.round import Phase, Stepped, Trained
-from barnraise.swarm.state import State, apply
+from barnraise.swarm.state import State, follow
 
 HEARTBEAT_S = 1.0
 MAX_BEHIND = 4
@@ -76,10 +77,12 @@ class Member:
         recent: Sequence[Decision] = (),
         is_fresh: bool = False,
         is_hollow: bool = False,
+        introduce: Introduce = lambda peer, keys: None,
     ) -> None:
         """Take up the run at ``state``, with the promise and the last decisions that were found on disk.
 
         ``is_fresh``: the disk held nothing of the run. ``is_hollow``: we do not have the tensors of ``state``.
+        ``introduce``: takes the keys of whoever signed a petition.
         """
         self.me = me
         self.state = state
@@ -99,6 +102,7 @@ class Member:
             phase_since=now,
             view_since=now,
         )
+        self._pool = Pool(introduce)
         self._ballots = Ballots(
             state=state,
             work=self.work,
@@ -109,10 +113,12 @@ class Member:
             sign=sign,
             verify=verify,
             ballot=ballot,
+            pool=self._pool,
         )
         self._next_heartbeat = now
         self._next_repeat = now + REPEAT_S
         self._waiting_reason = ""
+        self._weighed: tuple[State | None, int] = None, 0
         self._donors = Donors(asked=me)
         self._has_begun = False
 
@@ -121,7 +127,8 @@ class Member:
     def peer_up(self, now: float, peer: PeerId) -> list[Effect]:
         """Note an admitted peer; tell it what we said last, which it may have missed."""
         self.presence.up(peer, now)
-        again: list[Effect] = [effects.Send(to=peer, message=message) for message in (self._status(), *self._said())]
+        said = self._status(), *self._said(), *self._pool.said()
+        again: list[Effect] = [effects.Send(to=peer, message=message) for message in said]
         again += self._exchanged(now, deliveries.peer_up(self.state, self.work, peer))
         return again + self._advance(now)
 
@@ -161,6 +168,7 @@ class Member:
         self.work.promises[self.me] = rounds.check_commitment(self.state, self.work, self.me, message, self._verify)
         if self.phase is Phase.TRAIN:
             self._enter(Phase.COMMIT, now)
+        self._next_repeat = now + REPEAT_S
         return [effects.Broadcast(message=message), *self._advance(now)]
 
     def update_arrived(self, now: float, round_: int, sender: PeerId, shard: int, leaf: bytes) -> list[Effect]:
@@ -183,6 +191,10 @@ class Member:
         if self.phase is Phase.STEP:
             self._enter(Phase.RESULT, now)
         return self._advance(now)
+
+    def petition(self, now: float, petition: Petition) -> list[Effect]:
+        """Hand on what somebody asks the members for at this machine. Raises `PeerError` like `receive`."""
+        return self._on_petition(now, self.me, petition) + self._advance(now)
 
     def caught_up(self, now: float, state: State) -> list[Effect]:
         """The driver holds ``state`` (from `adopt`) and its tensors, on disk."""
@@ -219,6 +231,7 @@ class Member:
         Raises:
             PeerError: it breaks the protocol; nothing changed.
         """
+        num_changes = self.presence.num_changes
         self.presence.heard(sender, now)
         found: list[Effect] = []
         if self.phase is Phase.GATHER and not self.is_hollow and isinstance(message, Ballot | Commit):
@@ -230,10 +243,14 @@ class Member:
                 found += self._on_status(now, sender, message)
             case Want() | GenesisWanted() | Genesis() | Links() | StateWanted():
                 found += reply(self.state, self.work, self._mailbox, self.presence, sender, message)
+            case Petition():
+                found += self._on_petition(now, sender, message)
             case Ballot():
                 found += self._on_ballot(now, sender, message)
             case _:
                 assert_never(message)
+        if isinstance(message, Status) and num_changes == self.presence.num_changes and not found:
+            return []  # most of what a large swarm says: what it may have made possible, the next tick does
         return found + self._advance(now)
 
     # ---- what came in -----------------------------------------------------------------------------------------
@@ -243,6 +260,8 @@ class Member:
         if round_ == self.state.round + 1:
             self._mailbox.keep(sender, message)
         if round_ != self.state.round or self.phase in (Phase.OVER, Phase.SHORT):
+            return []
+        if rounds.is_known(self.work, sender, message):
             return []
         promise = rounds.check_commitment(self.state, self.work, sender, message, self._verify)
         member = PeerId(promise.commitment.member)
@@ -260,6 +279,7 @@ class Member:
             wants_in=message.wants_in,
             wants_out=message.wants_out,
             is_hollow=message.is_hollow,
+            speaks=message.speaks,
         )
         if self.is_hollow or self.phase is Phase.OVER:
             return []
@@ -268,9 +288,18 @@ class Member:
         behind = message.height - self.state.height
         if behind <= 0 or self._owed or self.phase is Phase.BEHIND or self._donors.is_shunned(sender, now):
             return []
-        if behind > MAX_BEHIND and message.round > self.state.round:
+        waited = self._pace.is_behind_long(now)
+        if message.round > self.state.round and (behind > MAX_BEHIND or waited):
             return self._catch_up(now, sender)
         return [effects.Send(to=sender, message=Want(height=self.state.height, round=self.state.round, commitments=()))]
+
+    def _on_petition(self, now: float, sender: PeerId, message: Petition) -> list[Effect]:
+        """Pass on what is new; go on without the lost once most of the operators have signed for it."""
+        if self.phase is Phase.OVER or not self._pool.receive(self.state, sender, message, self._verify):
+            return []
+        recovery = self._pool.recovery(self.state) if self._is_voting and not self.is_hollow else None
+        decided: list[Effect | Decision] = [recovery] if recovery else []
+        return [effects.Broadcast(message=message), *self._agree(now, decided)]
 
     def _on_ballot(self, now: float, sender: PeerId, message: Ballot) -> list[Effect]:
         if self.phase is Phase.OVER and message.height >= self.state.height:
@@ -335,6 +364,8 @@ class Member:
         found: list[Effect] = []
         for effect in voted:
             found += self._decided(now, effect) if isinstance(effect, Decision) else [effect]
+        if any(isinstance(effect, effects.Broadcast) for effect in found):
+            self._next_repeat = now + REPEAT_S
         return found
 
     def _decided(self, now: float, decision: Decision) -> list[Effect]:
@@ -343,11 +374,14 @@ class Member:
         self._mailbox.remember(height, decision)
         if isinstance(event, Result):
             return self._conclude(now, decision)
-        append = effects.Append(height=height, event=event, decision=decision)
-        if isinstance(event, Regroup):
-            self._move_to(apply(self.state, event), now)
+        after, vertex = follow(self.state, event)
+        append = effects.Append(height=height, event=event, decision=decision, vertex=vertex)
+        if isinstance(event, Regroup | Recover | Merge):
+            self._move_to(after, now)
             return [append, *self._begin_round(now), *self._replay_early(now)]
-        self._move_to(apply(self.state, event), now, keep_round=True)
+        self._move_to(after, now, keep_round=True)
+        if isinstance(event, Amend):
+            return [append, *self._replay_early(now)]
         self._pace.phase_since = now
         if isinstance(event, Cut):
             return [append, *self._start_exchange(now), *self._ask_for_missing(), *self._replay_early(now)]
@@ -404,6 +438,8 @@ class Member:
         else:
             self.work = rounds.new_work(state)
         self.state = state
+        self._pace.rules, self._pace.agree_timeout_s = state.config.round, state.config.consensus.timeout_s
+        self._pool.settle(state)
         self._ballots.next_entry(state, self.work)
         self._owed = None
         self._pace.next_entry(now)
@@ -485,10 +521,13 @@ class Member:
         if not missing:
             return []
         want = Want(height=self.state.height, round=self.state.round, commitments=missing)
-        return [effects.Broadcast(message=want)]
+        return [effects.Send(to=peer, message=want) for peer in self._donors.some(self.presence.connected)]
 
     def _say_if_waiting(self) -> list[Effect]:
         """Report once when too few members are reachable, and once when that is over."""
+        known, self._weighed = self._weighed, (self.state, self.presence.num_changes)
+        if known[0] is self.state and known[1] == self.presence.num_changes:
+            return []
         reason = speech.why_waiting(self.state, self.me, self.presence)
         if reason == self._waiting_reason:
             return []

@@ -7,7 +7,8 @@ from barnraise.consensus.agreement import Ballot
 from barnraise.consensus.protocols import BallotMessage
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
-from barnraise.swarm.records import Count, Decoder, Signed
+from barnraise.swarm.petitions import Petition
+from barnraise.swarm.records import NEWEST, Count, Decoder, Signed
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -32,6 +33,8 @@ class Status(_Message, frozen=True, kw_only=True):
     """A member that leaves once this round is agreed."""
     is_hollow: bool = False
     """Knows the run's configuration and has none of its tensors yet."""
+    speaks: Count = NEWEST
+    """The newest version of records that it reads."""
 
 
 class Want(_Message, frozen=True, kw_only=True):
@@ -67,7 +70,7 @@ class Links(_Message, frozen=True, kw_only=True):
     row: Row
 
 
-Spoken = Commit | Status | Want | GenesisWanted | Genesis | StateWanted | Links
+Spoken = Commit | Status | Want | GenesisWanted | Genesis | StateWanted | Links | Petition
 Message = Spoken | Ballot
 """Of ballots those that the protocols know: `consensus.protocols.BallotMessage`."""
 
@@ -99,6 +102,7 @@ __all__ = [
     "GenesisWanted",
     "Links",
     "Message",
+    "Petition",
     "StateWanted",
     "Status",
     "Want",

@@ -17,11 +17,13 @@ class Pace:
     view_since: float
     enough_since: float | None = None
     """When the commitments at hand became enough for a cut."""
+    behind_since: float | None = None
+    """When others were first heard to be further than this entry."""
     train_took_s: float = 0.0
 
     def next_entry(self, now: float) -> None:
         """Mark that a new log entry is to be agreed."""
-        self.enough_since = None
+        self.enough_since = self.behind_since = None
         self.view_since = now
 
     def note_enough(self, now: float, is_enough: bool) -> bool:
@@ -44,9 +46,18 @@ class Pace:
         """Tell whether a decided result has been missing its tensors for too long."""
         return now >= self.view_since + self.agree_timeout_s
 
-    def leader_is_overdue(self, now: float, view: int, *, has_cut: bool) -> bool:
-        """Tell whether the view's leader has had time enough; each view gives twice as much."""
-        patience = self.agree_timeout_s * float(2 ** min(view, MAX_DOUBLINGS))
+    def is_behind_long(self, now: float) -> bool:
+        """Tell whether others have been further for so long that it does not help to ask them for the next entry.
+
+        Its votes may be too many for a message.
+        """
+        if self.behind_since is None:
+            self.behind_since = now
+        return now >= self.behind_since + self.agree_timeout_s
+
+    def leader_is_overdue(self, now: float, views: int, *, has_cut: bool) -> bool:
+        """Tell whether whoever is to lead has had time enough; each of the ``views`` that this entry took gives twice it."""
+        patience = self.agree_timeout_s * float(2 ** min(views, MAX_DOUBLINGS))
         if has_cut:
             turn: float | None = self.phase_since + self.rules.exchange_timeout_s
         else:

@@ -40,8 +40,8 @@ def plan(state: State) -> RoundPlan:
         slots=slots,
         num_shards=min(MAX_SHARDS, len(state.members)),
         steps=steps,
-        first_step=state.round * steps,
-        total_steps=rules.rounds * steps,
+        first_step=state.num_steps,
+        total_steps=state.num_steps + max(0, rules.rounds - state.round) * steps,
         seconds=rules.seconds,
         evaluate={
             peer: Segment((state.round * len(slots) + i) * VALIDATION_WINDOWS, VALIDATION_WINDOWS)

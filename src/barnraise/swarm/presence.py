@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from barnraise.collective.links import Row
 from barnraise.ids import PeerId
+from barnraise.swarm.records import NEWEST
 
 NEWCOMER_FRESH_S = 3.0
 """A request to join counts while it is no older than three heartbeats."""
@@ -18,6 +19,7 @@ class _Sighting:
     wants_in: bool = False
     wants_out: bool = False
     is_hollow: bool = False
+    speaks: int = 0
     links: Row | None = None
     links_epoch: int = -1
     """Whose members ``links`` is about, in their order."""
@@ -30,30 +32,54 @@ class Presence:
     me: PeerId
     timeout_s: float
     started_at: float
+    num_changes: int = 0
+    """Grows whenever somebody comes, goes, is heard again after a long silence, or first says how far it is."""
     _seen: dict[PeerId, _Sighting] = field(default_factory=dict)
+    _down: dict[tuple[PeerId, ...], tuple[float, frozenset[PeerId]]] = field(default_factory=dict)
+    """Of members asked about: since when the first of those who are there is silent, and who is gone. Holds until one
+    more falls silent; asked for each message, at 100 members it would take half of a peer's time to find out anew."""
+    _starting: dict[tuple[PeerId, ...], bool] = field(default_factory=dict)
 
     def up(self, peer: PeerId, now: float) -> None:
         """Note a connection."""
         sighting = self._seen.setdefault(peer, _Sighting())
         sighting.connected, sighting.heard_at = True, now
+        self._change()
 
     def down(self, peer: PeerId) -> None:
         """Note that a connection is gone."""
         sighting = self._seen.setdefault(peer, _Sighting())
         sighting.connected, sighting.links = False, None
+        self._change()
 
     def heard(self, peer: PeerId, now: float) -> None:
         """Note a sign of life."""
-        self._seen.setdefault(peer, _Sighting(connected=True)).heard_at = now
+        sighting = self._seen.get(peer)
+        if sighting is None or now - sighting.heard_at > self.timeout_s:
+            self._change()
+            sighting = self._seen.setdefault(peer, _Sighting(connected=True))
+        sighting.heard_at = now
 
-    def note(self, peer: PeerId, *, height: int, wants_in: bool, wants_out: bool, is_hollow: bool) -> None:
+    def note(
+        self, peer: PeerId, *, height: int, wants_in: bool, wants_out: bool, is_hollow: bool, speaks: int = 0
+    ) -> None:
         """Note what a peer said of itself."""
-        sighting = self._seen.setdefault(peer, _Sighting(connected=True))
+        sighting = self._seen.get(peer)
+        if sighting is None or sighting.height < 0:
+            self._change()
+            sighting = self._seen.setdefault(peer, _Sighting(connected=True))
         sighting.height, sighting.is_hollow = height, is_hollow
-        sighting.wants_in, sighting.wants_out = wants_in, wants_out
+        sighting.wants_in, sighting.wants_out, sighting.speaks = wants_in, wants_out, speaks
+
+    def speaking(self) -> dict[PeerId, int]:
+        """Return the newest version of records that everybody who is connected says it reads, and that we do."""
+        told = {peer: sighting.speaks for peer, sighting in self._seen.items() if sighting.connected}
+        return told | {self.me: NEWEST}
 
     def note_links(self, peer: PeerId, epoch: int, row: Row) -> None:
         """Note what a peer said of its own links to the members of an epoch."""
+        if peer not in self._seen:
+            self._change()
         sighting = self._seen.setdefault(peer, _Sighting(connected=True))
         sighting.links, sighting.links_epoch = row, epoch
 
@@ -87,13 +113,21 @@ class Presence:
         """Tell whether a peer is connected."""
         return peer in self._seen and self._seen[peer].connected
 
-    def is_starting(self, members: Iterable[PeerId]) -> bool:
+    def is_starting(self, members: tuple[PeerId, ...]) -> bool:
         """Tell whether some member was never seen, or has not said how far it is: early on that is no reason to worry."""
-        return any(peer != self.me and self._is_new(peer) for peer in members)
+        known = self._starting.get(members)
+        if known is None:
+            known = self._starting[members] = any(peer != self.me and self._is_new(peer) for peer in members)
+        return known
 
-    def down_among(self, members: Iterable[PeerId], now: float) -> frozenset[PeerId]:
+    def down_among(self, members: tuple[PeerId, ...], now: float) -> frozenset[PeerId]:
         """Return the members that are gone: disconnected, silent, or never seen since long ago."""
-        return frozenset(peer for peer in members if peer != self.me and self._is_gone(peer, now))
+        known = self._down.get(members)
+        if known is None or now - known[0] > self.timeout_s:
+            down = frozenset(peer for peer in members if peer != self.me and self._is_gone(peer, now))
+            there = (self._last_sign(peer) for peer in members if peer != self.me and peer not in down)
+            known = self._down[members] = (min(there, default=now), down)
+        return known[1]
 
     def ahead_of(self, height: int) -> tuple[PeerId, ...]:
         """Return the connected peers that said they are further."""
@@ -129,7 +163,17 @@ class Presence:
         return sighting is None or (sighting.connected and sighting.height < 0)
 
     def _is_gone(self, peer: PeerId, now: float) -> bool:
+        return not self._may_be_there(peer) or now - self._last_sign(peer) > self.timeout_s
+
+    def _may_be_there(self, peer: PeerId) -> bool:
+        return peer not in self._seen or self._seen[peer].connected
+
+    def _last_sign(self, peer: PeerId) -> float:
+        """Return when a peer was last heard; who was never seen has had since our start to come."""
         sighting = self._seen.get(peer)
-        if sighting is None:
-            return now - self.started_at > self.timeout_s
-        return not sighting.connected or now - sighting.heard_at > self.timeout_s
+        return sighting.heard_at if sighting else self.started_at
+
+    def _change(self) -> None:
+        self.num_changes += 1
+        self._down.clear()
+        self._starting.clear()

@@ -5,11 +5,12 @@ from typing import assert_never
 
 from barnraise.ids import PeerId
 from barnraise.swarm import round as rounds
+from barnraise.swarm.membership import Member
 from barnraise.swarm.pace import Pace
 from barnraise.swarm.presence import Presence
-from barnraise.swarm.records import Cut, LogEvent, Regroup, Result, Void
+from barnraise.swarm.records import Amend, Cut, LogEvent, Merge, Recover, Regroup, Result, Void
 from barnraise.swarm.round import Work
-from barnraise.swarm.state import Member, State
+from barnraise.swarm.state import State
 
 
 def due(
@@ -27,9 +28,7 @@ def due(
 def is_enough(state: State, work: Work, presence: Presence, now: float) -> bool:
     """Tell whether what is at hand makes a cut, or a regroup: from now on the leader owes us an entry."""
     down = presence.down_among(state.peers, now)
-    if rounds.is_enough(state, work, rounds.ready(state, work, down), down):
-        return True
-    return _regroup(state, work, presence, now) is not None
+    return rounds.has_enough(state, work, down) or _regroup(state, work, presence, now) is not None
 
 
 def agrees(state: State, work: Work, presence: Presence, pace: Pace, now: float, event: LogEvent) -> bool:
@@ -43,6 +42,8 @@ def agrees(state: State, work: Work, presence: Presence, pace: Pace, now: float,
             return is_seen and not rounds.unknown_contributions(work, event)
         case Void() | Regroup():
             return is_seen
+        case Amend() | Recover() | Merge():
+            return False
         case Result():
             return is_seen and work.stepped is not None and rounds.is_valid_result(state, work, work.stepped, event)
         case _:
@@ -61,17 +62,20 @@ def _is_seen(state: State, work: Work, presence: Presence, pace: Pace, now: floa
             return _regroup(state, work, presence, now) is not None and _knows(state, presence, now, event)
         case Result():
             return _knows(state, presence, now, event)
+        case Amend() | Recover() | Merge():
+            return True  # by what it says itself, or not at all: what is seen here has no part in it
         case _:
             assert_never(event)
 
 
 def _knows(state: State, presence: Presence, now: float, event: Result | Regroup) -> bool:
     """Tell whether all who are said to come want to, and all who are said to go are gone, or overdue, or want to."""
-    newcomers = presence.newcomers(state.peers, state.height, now)
+    newcomers = presence.newcomers(state.taken, state.height, now)
     gone = presence.down_among(state.peers, now) | presence.leavers(state.peers)
     contributed = {entry.member for entry in state.cut.contributions} if state.cut else set()
     gone |= {member.peer for member in state.members if member.peer not in contributed and _is_overdue(state, member)}
-    return set(event.joined) <= set(newcomers) and set(event.left) <= gone
+    spare = len(state.members) + len(event.joined) - state.agreement.min_members
+    return set(event.joined) <= set(newcomers) and set(event.left) <= gone and len(event.left) <= max(0, spare)
 
 
 def _cut(state: State, work: Work, presence: Presence, pace: Pace, now: float) -> Cut | None:
@@ -87,15 +91,15 @@ def _cut(state: State, work: Work, presence: Presence, pace: Pace, now: float) -
 def _regroup(state: State, work: Work, presence: Presence, now: float) -> Regroup | None:
     """Too few of those who were given samples are there, or may ever be: let in who is."""
     down = presence.down_among(state.peers, now)
-    able = [peer for peer in state.counting if peer not in down]
+    able = [peer for peer in state.counting if peer not in down] if down else state.counting
     is_able = bool(able) and len(able) >= state.config.round.min_peers
     if is_able and len(state.members) >= state.agreement.min_members:
         return None
-    joined = presence.newcomers(state.peers, state.height, now)
+    joined = presence.newcomers(state.taken, state.height, now)
     waiting = [peer for peer in state.peers if peer not in state.counting and peer not in down]
     if not joined and not waiting:
         return None
-    return rounds.build_regroup(state, joined=joined, left=sorted(down))
+    return rounds.build_regroup(state, joined=joined, left=_spared(state, down, len(joined)))
 
 
 def _void(state: State, work: Work, presence: Presence, pace: Pace, now: float) -> Void | None:
@@ -122,14 +126,25 @@ def _membership_changes(
     gone = {
         member.peer
         for member in state.members
-        if member.peer not in contributed and (member.peer in down or _is_overdue(state, member))
+        if member.peer not in contributed
+        and (member.peer in down or _is_overdue(state, member))
+        and member.awaited_until <= state.round
     }
     leavers = presence.leavers(state.peers) | ({presence.me} if is_leaving else set())
     staying = set(state.peers) - gone - leavers
-    joined = presence.newcomers(state.peers, state.height, now)[: _room(staying - down)]
+    joined = presence.newcomers(state.taken, state.height, now)[: _room(staying - down)]
     if joined or staying:
         gone |= leavers
-    return joined, tuple(sorted(gone))
+    return joined, _spared(state, gone, len(joined))
+
+
+def _spared(state: State, gone: Collection[PeerId], num_joined: int) -> tuple[PeerId, ...]:
+    """Return who of those that are gone is let go: the junior ones, and no more than can be done without.
+
+    An open run needs four members. With four of them and one down it goes on; with three it would wait.
+    """
+    spare = max(0, len(state.members) + num_joined - state.agreement.min_members)
+    return tuple(sorted([peer for peer in reversed(state.peers) if peer in gone][:spare]))
 
 
 def _is_overdue(state: State, member: Member) -> bool:

@@ -15,9 +15,22 @@ from barnraise.ids import Digest
 T = TypeVar("T")
 
 VERSION: Final = 1
+"""What a run begins with; `Upgrade` raises it."""
+NEWEST: Final = 2
+"""The newest version that this code reads and writes. From 2 on a checkpoint names the rules in force, so that they may
+change; what else is written is alike but for the number."""
+RULES_VERSION: Final = 2
 MICRO: Final = 1_000_000
+MAX_NAMED: Final = 500
+"""Members that one entry names, ids of 52 characters: it stays below what an agreement takes."""
+MAX_RULES: Final = 32
+MAX_SEALS: Final = 8
+"""Signatures in an entry, of 3.3 kB each."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 """A height, a round, a view, a place: what a peer may say without overflowing what is added to it or stored."""
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+"""A peer's id; or a key of the configuration, or its value."""
+Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -113,6 +126,8 @@ class Result(Event, frozen=True, kw_only=True):
     """The proposer's clock, Unix seconds: information, trusted for nothing."""
     vertex: bytes
     """Id of the checkpoint that this entry certifies."""
+    changes: bytes = b""
+    """Hash of the changes that take effect with it; empty: none."""
 
 
 class Void(Event, frozen=True, kw_only=True):
@@ -131,9 +146,96 @@ class Regroup(Event, frozen=True, kw_only=True):
 
     joined: tuple[str, ...]
     left: tuple[str, ...]
+    changes: bytes = b""
+    """As of a `Result`."""
 
 
-LogEvent = Cut | Result | Void | Regroup
+class _Change(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    pass
+
+
+class Upgrade(_Change, frozen=True, kw_only=True):
+    """Rules of the run, and the version of its records, become others."""
+
+    number: Count
+    """Which upgrade of the run it is, from 1: none can be replayed over a later one."""
+    version: Count
+    """Of records, from then on."""
+    rules: Annotated[tuple[tuple[Name, Name], ...], msgspec.Meta(max_length=MAX_RULES)]
+    """``(dotted key, value as text)``, sorted by key; which keys there are, `amendments` says."""
+
+
+class Rotate(_Change, frozen=True, kw_only=True):
+    """A member goes on with another key: the new id has the old one's place and seniority."""
+
+    old: Name
+    new: Name
+
+
+class Revoke(_Change, frozen=True, kw_only=True):
+    """A key is lost or stolen: nobody is let in under its id any more, and who is a member under it is out."""
+
+    peer: Name
+
+
+class Readmit(_Change, frozen=True, kw_only=True):
+    """The owner of a revoked key comes back with another one and has its seniority."""
+
+    lost: Name
+    new: Name
+
+
+Change = Upgrade | Rotate | Revoke | Readmit
+
+
+class Seal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A signature of somebody who asked for a change, over `petitions.body_of` it."""
+
+    signer: Name
+    signature: Annotated[bytes, msgspec.Meta(max_length=4096)]
+
+
+class Amend(Event, frozen=True, kw_only=True):
+    """Before a round's cut: a change that was asked for takes effect at the end of the round."""
+
+    change: Change
+    seals: Annotated[tuple[Seal, ...], msgspec.Meta(max_length=MAX_SEALS)]
+
+
+class Recover(Event, frozen=True, kw_only=True):
+    """In place of any entry: too many members are gone for good, and the operators name who goes on.
+
+    Its votes are the operators', over these bytes: no quorum of members is left to vote (`certification`).
+    """
+
+    vertex: Hash
+    """The checkpoint that they go on from."""
+    members: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=MAX_NAMED)]
+
+
+class Parent(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A checkpoint that a merge goes on from, and what its parameters count for."""
+
+    vertex: Hash
+    weight: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+
+
+class Merge(Event, frozen=True, kw_only=True):
+    """Before a round's cut: the parameters become the declared mean of this run's and of forks of it.
+
+    Nothing proposes one yet: whoever votes for it must have computed the same hashes.
+    """
+
+    parents: Annotated[tuple[Parent, ...], msgspec.Meta(min_length=2, max_length=16)]
+    """The run's newest checkpoint first."""
+    theta_root: Hash
+    momentum_root: Hash
+    exponents: tuple[int, ...]
+    vertex: Hash
+    """Id of the checkpoint that this entry certifies."""
+
+
+LogEvent = Cut | Result | Void | Regroup | Amend | Recover | Merge
 
 
 class Vertex(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -146,9 +248,9 @@ class Vertex(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=Tru
     round: int
     """Rounds behind this checkpoint."""
     model: bytes
-    """BLAKE3 of the flat float32 parameters."""
+    """Name of the flat float32 parameters: the hash of their manifest (`swarm.manifest`)."""
     outer: bytes
-    """BLAKE3 of the outer optimiser's flat float32 state."""
+    """Likewise of the outer optimiser's flat float32 state."""
     random: bytes
     """Seed of the next round."""
     cursor: int
@@ -162,6 +264,12 @@ class Vertex(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=Tru
     total_samples: int
     train_loss: int
     validation_loss: int
+    rules: bytes = b""
+    """From version 2 on: hash of the rules in force, which the run id names no more once they were changed."""
+
+    def __post_init__(self) -> None:
+        if len(self.rules) != (32 if self.version >= RULES_VERSION else 0):
+            raise ValueError(f"a checkpoint of version {self.version} with {len(self.rules)} bytes of rules")
 
 
 class Signed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -190,6 +298,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def encode(record: Record | Vertex) -> bytes:
     """Return the canonical bytes of a record."""
+    if isinstance(record, Vertex) and record.version < RULES_VERSION:
+        return _encode(("Vertex", *msgspec.structs.astuple(record)[:-1]))
     return _encode(record)
 
 

@@ -86,6 +86,8 @@ class Work:
     """``(attempt, shard)``."""
     exchange: Exchange | None = None
     stepped: Stepped | None = None
+    enough: tuple[tuple[int, int, frozenset[PeerId]], bool] | None = None
+    """Whether the commitments make up a cut, and at which height, of how many, with whom down that was found."""
 
 
 def new_work(state: State) -> Work:
@@ -97,6 +99,7 @@ def commitment_of(state: State, me: PeerId, trained: Trained, sign: Sign) -> Com
     """Return our signed commitment."""
     record = records.encode(
         Commitment(
+            version=state.version,
             run=state.run,
             epoch=state.epoch,
             round=state.round,
@@ -139,6 +142,12 @@ def round_of(sender: PeerId, message: Commit) -> int:
     return _decoded(sender, message).round
 
 
+def is_known(work: Work, sender: PeerId, message: Commit) -> bool:
+    """Tell whether this very commitment was checked before: it is repeated until the cut, by whoever is asked."""
+    promise = work.promises.get(PeerId(_decoded(sender, message).member))
+    return promise is not None and promise.message == message
+
+
 def _decoded(sender: PeerId, message: Commit) -> Commitment:
     try:
         return records.decode_commitment.decode(message.commitment.record)
@@ -149,7 +158,7 @@ def _decoded(sender: PeerId, message: Commit) -> Commitment:
 def _complaint(state: State, work: Work, message: Commit, commitment: Commitment) -> str:
     asked = sum(segment.count for segment in work.plan.slots.get(PeerId(commitment.member), ()))
     expected = (
-        records.VERSION,
+        state.version,
         state.run,
         state.epoch,
         state.round,
@@ -219,10 +228,19 @@ def is_enough(state: State, work: Work, contributors: Sequence[PeerId], down: fr
     return len(contributors) >= state.config.round.min_peers and state.agreement.is_cut(counting, able, contributors)
 
 
+def has_enough(state: State, work: Work, down: frozenset[PeerId]) -> bool:
+    """Tell whether the commitments at hand make up a cut; asked at each message, found out at each commitment."""
+    basis = state.height, len(work.promises), down
+    if work.enough is None or work.enough[0] != basis:
+        work.enough = basis, is_enough(state, work, ready(state, work, down), down)
+    return work.enough[1]
+
+
 def build_cut(state: State, work: Work, chosen: Sequence[PeerId]) -> Cut:
     """Return the cut of these members' commitments."""
     promises = [work.promises[peer] for peer in chosen]
     return Cut(
+        version=state.version,
         run=state.run,
         epoch=state.epoch,
         round=state.round,
@@ -247,6 +265,7 @@ def unknown_contributions(work: Work, cut: Cut) -> tuple[str, ...]:
 def build_void(state: State, without: frozenset[PeerId]) -> Void:
     """Return the entry that sends the round back to its cut."""
     return Void(
+        version=state.version,
         run=state.run,
         epoch=state.epoch,
         round=state.round,
@@ -260,6 +279,7 @@ def build_void(state: State, without: frozenset[PeerId]) -> Void:
 def build_regroup(state: State, *, joined: Sequence[PeerId], left: Sequence[PeerId]) -> Regroup:
     """Return the entry that begins the round anew with other members."""
     return Regroup(
+        version=state.version,
         run=state.run,
         epoch=state.epoch,
         round=state.round,
@@ -267,6 +287,7 @@ def build_regroup(state: State, *, joined: Sequence[PeerId], left: Sequence[Peer
         previous=state.head,
         joined=tuple(sorted(joined)),
         left=tuple(sorted(left)),
+        changes=state.changes,
     )
 
 
@@ -275,6 +296,7 @@ def build_result(
 ) -> Result:
     """Return the entry for our step, vertex id included."""
     draft = Result(
+        version=state.version,
         run=state.run,
         epoch=state.epoch,
         round=state.round,
@@ -293,6 +315,7 @@ def build_result(
         left=tuple(sorted(left)),
         time=stepped.unix_time,
         vertex=EMPTY_DIGEST,
+        changes=state.changes,
     )
     return _with_vertex(state, draft)
 

@@ -51,8 +51,8 @@ def why_behind(state: State, work: Work) -> str:
 
 
 def shared_config(state: State) -> str:
-    """Return the run's configuration for somebody else: without paths of this machine."""
-    config = state.config
+    """Return the run's configuration for somebody else, as it was founded: without paths of this machine."""
+    config = state.founded
     data = replace(config.data, source=DataConfig().source)
     return to_toml(replace(config, data=data, model=replace(config.model, source="")))
 
@@ -70,7 +70,9 @@ def why_waiting(state: State, me: PeerId, presence: Presence) -> str:
     if len(state.members) < state.agreement.min_members:
         needed = state.agreement.min_members
         article = "an" if state.config.profile == "open" else "a"
-        return f"{article} {state.config.profile} run trains from {needed} members on, and there are {len(state.members)}"
+        return (
+            f"{article} {state.config.profile} run trains from {needed} members on, and there are {len(state.members)}"
+        )
     if not state.can_train:
         return f"{len(state.counting)} of at least {least} members are here"
     present = {peer for peer in state.peers if peer == me or presence.is_up(peer)}

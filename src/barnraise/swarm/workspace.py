@@ -32,9 +32,8 @@ from barnraise.errors import LocalError
 from barnraise.ids import Digest, PeerId
 from barnraise.outer.average import average
 from barnraise.outer.strategy import Strategy, strategy_of
+from barnraise.swarm.manifest import Hasher, manifest_of
 from barnraise.swarm.round import Stepped
-
-TENSOR_CONTEXT = "barnraise 1 tensor"
 
 
 class Part(NamedTuple):
@@ -82,9 +81,8 @@ class Roots:
 
 
 def root_of(vector: Float32) -> Digest:
-    """Return the hash of a flat vector's little-endian float32 bytes."""
-    data = np.ascontiguousarray(vector, dtype="<f4")
-    return Digest(blake3.blake3(data.data.cast("B"), derive_key_context=TENSOR_CONTEXT).digest())
+    """Return the name of a flat vector's little-endian float32 bytes: the hash of their manifest."""
+    return manifest_of(as_bytes(np.ascontiguousarray(vector, dtype="<f4"))).name
 
 
 def as_bytes(array: Float32 | Int16 | Bytes) -> memoryview:
@@ -241,13 +239,24 @@ class Workspace:
             weighted_mean(decoded, samples, mean[first:last])
         self._aggregates[attempt, part] = _encoded(self.codec.for_aggregate(len(readers)), mean, part)
 
-    def step(self, attempt: int, exponents: Sequence[int], config: RunConfig, round_: int, num_shards: int) -> Roots:
+    def step(
+        self,
+        attempt: int,
+        exponents: Sequence[int],
+        config: RunConfig,
+        round_: int,
+        num_shards: int,
+        *,
+        holds_momentum: bool = False,
+    ) -> Roots:
         """Apply the aggregate, whose shards are all here, to a copy of the parameters; return what that hashes to.
+
+        ``holds_momentum``: as `State.holds_momentum` says.
 
         Raises:
             LocalError: it leads to values that are not finite.
         """
-        stride = Stride(self, strategy_of(config), config, round_, exponents)
+        stride = Stride(self, strategy_of(config), config, round_, exponents, holds_momentum=holds_momentum)
         for shard, (start, stop) in enumerate(shards.bounds(self.size, num_shards)):
             reader = self._aggregate(Part(round_, shard, num_shards), attempt).reader
             for first, last in _pieces(start, stop):
@@ -313,17 +322,23 @@ class Stride:
     """One step on its way through the vector, piece by piece in order."""
 
     def __init__(
-        self, space: Workspace, strategy: Strategy, config: RunConfig, round_: int, exponents: Sequence[int]
+        self,
+        space: Workspace,
+        strategy: Strategy,
+        config: RunConfig,
+        round_: int,
+        exponents: Sequence[int],
+        *,
+        holds_momentum: bool,
     ) -> None:
         self.theta, self.momentum = np.empty_like(space.theta), np.empty_like(space.momentum)
         self.scratch = np.empty(PIECE, np.int16)
         self._gradient = np.empty(PIECE, np.float32)
         self._space, self._strategy, self._config, self._round = space, strategy, config, round_
-        self._exponents = exponents
+        self._exponents, self._holds_momentum = exponents, holds_momentum
         self._peaks = [0] * len(space.blocks)
         self._aggregate_hash = blake3.blake3(derive_key_context=shards.LEAF_CONTEXT)
-        self._theta_hash = blake3.blake3(derive_key_context=TENSOR_CONTEXT)
-        self._momentum_hash = blake3.blake3(derive_key_context=TENSOR_CONTEXT)
+        self._theta_hash, self._momentum_hash = Hasher(), Hasher()
 
     def over(self, first: int, last: int, aggregate: Int16) -> None:
         """Step over the elements ``first .. last``, whose aggregate on the grid this is."""
@@ -334,7 +349,8 @@ class Stride:
             self._peaks[block] = max(self._peaks[block], grid.peak_of(values))
             grid.decode(values, self._exponents[block], gradient)
             if low < space.num_parameters:
-                self._strategy.step(self._config, self._round, theta[low:high], momentum[low:high], gradient)
+                tensors = theta[low:high], momentum[low:high], gradient
+                self._strategy.step(self._config, self._round, *tensors, holds_momentum=self._holds_momentum)
             else:
                 average(theta[low:high], gradient)
         if not np.isfinite(theta[first:last]).all():
@@ -348,8 +364,8 @@ class Stride:
         grids = zip(self._exponents, self._peaks, strict=True)
         return Roots(
             aggregate=Digest(self._aggregate_hash.digest()),
-            theta=Digest(self._theta_hash.digest()),
-            momentum=Digest(self._momentum_hash.digest()),
+            theta=self._theta_hash.name(),
+            momentum=self._momentum_hash.name(),
             exponents=tuple(grid.next_exponent(exponent, peak) for exponent, peak in grids),
         )
 

@@ -17,8 +17,8 @@ from barnraise.errors import BarnraiseError, ConfigError
 from barnraise.link.messages import MAX_FRAME_BYTES, Tensor
 from barnraise.model import pretrained
 from barnraise.model.build import build
-from barnraise.model.flat import by_name, num_elements
 from barnraise.model.flat import layout as layout_of
+from barnraise.model.tensors import by_name, num_elements
 from barnraise.train import vectors
 
 
@@ -32,7 +32,9 @@ class Exported:
     num_parameters: int
 
 
-def export(config: RunConfig, theta: Path, to: Path, layout_file: Path | None = None) -> Exported:
+def export(
+    config: RunConfig, theta: Path, to: Path, layout_file: Path | None = None, certificate: Path | None = None
+) -> Exported:
     """Write ``theta``, a file of float32[d], as a directory.
 
     Args:
@@ -40,6 +42,8 @@ def export(config: RunConfig, theta: Path, to: Path, layout_file: Path | None = 
         theta: the parameters.
         to: the directory, which must not be there or be empty.
         layout_file: names and shapes of the user's own model, as its trainer told its peer.
+        certificate: a file to put into the directory, under its own name; what it takes to compare the model with it
+            is then written as well.
 
     Raises:
         ConfigError: ``to`` is taken, or the model is the user's own and nothing says how its tensors are called.
@@ -47,7 +51,8 @@ def export(config: RunConfig, theta: Path, to: Path, layout_file: Path | None = 
     """
     layout = _own_layout(layout_file) if config.model.architecture == "custom" else layout_of(build(config.model, 0))
     flat = vectors.read(theta, num_elements(layout))
-    pretrained.write(to, config.model, by_name(layout, flat))
+    added = None if certificate is None else (certificate.name, certificate.read_bytes())
+    pretrained.write(to, config.model, by_name(layout, flat), added)
     return Exported(
         directory=str(to),
         architecture=config.model.architecture,
@@ -78,11 +83,13 @@ def main() -> int:
     parser.add_argument("--theta", type=Path, required=True, help="flat float32 parameters")
     parser.add_argument("--to", type=Path, required=True, help="the directory to make")
     parser.add_argument("--layout", type=Path, help="names and shapes of the user's own model, msgpack")
+    parser.add_argument("--certificate", type=Path, help="a file to put beside the model")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     arguments = parser.parse_args()
     try:
         config = load_run_config(arguments.config)
-        found = dataclasses.asdict(export(config, arguments.theta, arguments.to, arguments.layout))
+        done = export(config, arguments.theta, arguments.to, arguments.layout, arguments.certificate)
+        found = dataclasses.asdict(done)
     except BarnraiseError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -19,8 +19,9 @@ from barnraise.data.baselines import Baselines, baselines
 from barnraise.data.corpus import Corpus, load
 from barnraise.errors import BarnraiseError
 from barnraise.model.build import build
-from barnraise.model.flat import by_name, flatten, save_tensors
+from barnraise.model.flat import flatten
 from barnraise.model.generate import generate
+from barnraise.model.tensors import by_name, save_tensors
 from barnraise.train import vectors
 from barnraise.train.evaluate import evaluate
 

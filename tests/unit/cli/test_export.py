@@ -4,12 +4,11 @@ import contextlib
 import importlib
 import io
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,55 +17,18 @@ from safetensors.numpy import load_file
 
 from barnraise import cli
 from barnraise.cli import errand
-from barnraise.config import ModelConfig, RunConfig
-from barnraise.dag.blobs import Blobs
+from barnraise.config import ModelConfig
+from barnraise.dag import proof
 from barnraise.dag.store import Store
 from barnraise.errors import ConfigError, LocalError
 from barnraise.link.messages import Tensor
-from barnraise.model.build import build
-from barnraise.model.flat import flatten
-from barnraise.model.initialise import uniform
-from barnraise.runs import directory as rundir
+from barnraise.model.tensors import save_tensors
 from barnraise.swarm import records
-from barnraise.swarm.records import Vertex
 
-TINY = ModelConfig(hidden_size=8, num_layers=2, num_heads=1, max_seq_len=8)
-Make = Callable[..., Path]
+from .agreed_run import agreed_run, trained
+
 Here = Callable[[], contextlib.AbstractContextManager[None]]
 Said = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Make:
-    """Return a maker of runs that have one checkpoint behind them; ``run.path`` below the test's directory."""
-
-    def make(model: ModelConfig, theta: np.ndarray[Any, np.dtype[np.float32]]) -> Path:
-        made = rundir.create(RunConfig(model=model), 1, tmp_path / "runs" / model.architecture, datetime(2026, 1, 2))
-        assert made.config is not None
-        home = made.home(0)
-        store, blobs = Store(home / "log.sqlite", made.config.run_id), Blobs(home / "blobs")
-        root = blobs.put(theta)
-        vertex = Vertex(
-            run=made.config.run_id,
-            parents=(),
-            round=3,
-            model=root,
-            outer=root,
-            random=bytes(32),
-            cursor=0,
-            requeued=(),
-            exponents=(),
-            time=0,
-            contributors=(),
-            total_samples=0,
-            train_loss=0,
-            validation_loss=-1,
-        )
-        store.append(0, (), (vertex,), None)
-        store.close()
-        return made.path
-
-    return make
 
 
 @pytest.fixture
@@ -94,20 +56,16 @@ def call_here(command: list[str], **how: object) -> subprocess.CompletedProcess[
     return subprocess.CompletedProcess(command, code, out.getvalue().encode(), err.getvalue().encode())
 
 
-def trained(model: ModelConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
-    size = flatten(build(model, 1)).values.numel()
-    return uniform(2, "all", (size,), 0.3)
-
-
 def test_a_run_is_exported_and_both_continue_a_text_alike(
-    run: Make, in_this_process: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+    in_this_process: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    path = run(TINY, trained(TINY))
+    path = agreed_run(tmp_path / "runs" / "one")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["export", "out"]) == 0
     said = capsys.readouterr().out
     assert f"transformers.AutoModelForCausalLM.from_pretrained('{tmp_path / 'out'}')" in said
     assert "after 3 rounds" in said
+    assert "1 of 1 members; check it: barnraise verify out" in said
 
     words = ["generate", "--prompt", "-To be", "--bytes", "40", "--seed", "3", "--from"]
     with in_this_process():
@@ -120,9 +78,9 @@ def test_a_run_is_exported_and_both_continue_a_text_alike(
 
 
 def test_a_model_of_the_users_own_takes_its_names_from_the_peers_directory(
-    run: Make, in_this_process: Here, tmp_path: Path, capsys: Said
+    in_this_process: Here, tmp_path: Path, capsys: Said
 ) -> None:
-    path = run(ModelConfig(architecture="custom"), np.arange(10, dtype=np.float32))
+    path = agreed_run(tmp_path / "run", ModelConfig(architecture="custom"), np.arange(10, dtype=np.float32))
     layout = (Tensor("body.weight", (2, 4)), Tensor("body.running_mean", (2,), True))
     (path / "peer-0" / "layout.msgpack").write_bytes(msgspec.msgpack.encode(layout))
     with in_this_process():
@@ -131,7 +89,8 @@ def test_a_model_of_the_users_own_takes_its_names_from_the_peers_directory(
     with contextlib.closing(Store.read(path / "peer-0" / "log.sqlite")) as reader:
         assert found["vertex"] == records.vertex_id(reader.vertices(1)[0]).hex()
     assert (found["rounds"], found["architecture"], found["num_parameters"]) == (3, "custom", 10)
-    assert found["files"] == ["README.md", "model.safetensors"]
+    assert found["files"] == ["README.md", "certificate.barnraise", "model.safetensors"]
+    assert found["certificate"] == str(tmp_path / "out" / "certificate.barnraise")
     assert load_file(tmp_path / "out" / "model.safetensors")["body.running_mean"].tolist() == [8, 9]
 
 
@@ -162,3 +121,49 @@ def test_an_errand_that_fails_says_why() -> None:
         errand.run("no.such.module", [], str)
     with pytest.raises(LocalError, match="said something else"):
         errand.run("this", [], str)
+
+
+def test_what_nobody_agreed_on_is_not_used(in_this_process: Here, tmp_path: Path, capsys: Said) -> None:
+    path = agreed_run(tmp_path / "run")
+    with sqlite3.connect(path / "peer-0" / "log.sqlite") as connection:
+        connection.execute("UPDATE log SET view = 1 WHERE height = 5")
+    connection.close()
+    for words in (["export", str(tmp_path / "out")], ["generate", "--prompt", "x"]):
+        with in_this_process():
+            assert cli.main([*words, "--from", str(path)]) == 1
+        assert "the 1 votes at height 5 do not certify it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_damaged_is_not_used(in_this_process: Here, tmp_path: Path, capsys: Said) -> None:
+    path = agreed_run(tmp_path / "run")
+    (blob,) = (path / "peer-0" / "blobs").iterdir()
+    trained()[::-1].tofile(blob)
+    with in_this_process():
+        assert cli.main(["export", str(tmp_path / "out"), "--from", str(path)]) == 1
+    assert "is not what the members agreed on" in capsys.readouterr().err
+
+
+def test_a_model_is_exported_even_where_its_certificate_would_be_too_large(
+    in_this_process: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    path = agreed_run(tmp_path / "run")
+    monkeypatch.setattr(proof, "MAX_PROOF_BYTES", 1000)
+    with in_this_process():
+        assert cli.main(["export", str(tmp_path / "out"), "--from", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["certificate"] is None
+    assert "the members changed too often" in found["uncertified"]
+    assert not (tmp_path / "out" / "certificate.barnraise").exists()
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_exported_model_that_was_changed_does_not_write(in_this_process: Here, tmp_path: Path, capsys: Said) -> None:
+    path, out = agreed_run(tmp_path / "run"), tmp_path / "out"
+    with in_this_process():
+        assert cli.main(["export", str(out), "--from", str(path)]) == 0
+        tensors = load_file(out / "model.safetensors")
+        tensors["lm_head.weight"][0, 0] += 1
+        save_tensors(tensors, out / "model.safetensors")
+        assert cli.main(["generate", "--prompt", "x", "--from", str(out)]) == 1
+    assert "it is another model, or was changed" in capsys.readouterr().err

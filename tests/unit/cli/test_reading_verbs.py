@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,17 @@ import msgspec
 import pytest
 
 from barnraise import cli
+from barnraise.cli import dag
 from barnraise.dag.lock import DirectoryLock
+from barnraise.identity import SIGNATURE_BYTES
 from barnraise.observe.events import EventLog
 from barnraise.observe.status import Connected, MemberStatus, Status, StatusFile, read
 from barnraise.runs import places
 from barnraise.swarm import records
+from barnraise.swarm.records import Vertex
 
 MakeRun = Callable[..., Any]
-VERBS = ("status", "peers", "log", "show")
+VERBS = ("status", "peers", "log", "show", "dag")
 
 
 @pytest.fixture
@@ -207,11 +211,58 @@ def test_show_tells_where_a_checkpoint_comes_from_and_what_is_here(
     assert f"comes from              {parent}" in out
     assert out.count("(here, and what its name says)") == 2
     assert out.count("contributed") == 3
+    assert "certified by            2 of 3 members, by raft; their votes hold" in out
     assert f"voted for by            {run.directory.peers[0]}" in out
     found = json.loads(printed(capsys, "show", newest[:10].upper(), "--dir", run.path, "--json"))
     assert (found["id"], found["round"], found["parents"]) == (newest, 3, [parent])
     assert found["held"] == {"model": True, "outer": True}
+    assert (found["signers"], found["uncertified"]) == (list(run.directory.peers[:2]), "")
     assert found["contributors"] == [[peer, 16] for peer in run.directory.peers]
+
+
+def test_show_says_when_the_votes_do_not_hold(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect(run.home(0) / "log.sqlite") as connection:
+        votes = msgspec.msgpack.encode([(peer, bytes(SIGNATURE_BYTES)) for peer in run.directory.peers])
+        connection.execute("UPDATE log SET votes = ? WHERE height = 7", (votes,))
+    connection.close()
+    assert "NOT certified           the 2 votes at height 7 do not certify it, with 3 voters" in printed(
+        capsys, "show", "--dir", run.home(0)
+    )
+    found = json.loads(printed(capsys, "show", "--dir", run.home(0), "--json"))
+    assert found["signers"] == []
+    assert "do not certify it" in found["uncertified"]
+
+
+def test_dag_draws_what_came_of_what(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [records.vertex_id(vertex).hex() for vertex in run.vertices]
+    lines = printed(capsys, "dag", "--dir", run.path).splitlines()
+    assert lines[0].split()[:4] == ["graph", "checkpoint", "round", "from"]
+    assert [line.split()[:3] for line in lines[1:]] == [["*", names[at][:12], str(at + 1)] for at in (2, 1, 0)]
+    assert lines[1].split()[3] == names[1][:12]
+    found = json.loads(printed(capsys, "dag", "--dir", run.path, "--json", "--last", "2"))
+    assert [(entry["id"], entry["parents"]) for entry in found] == [(names[2], [names[1]]), (names[1], [names[0]])]
+    assert [entry["held"] for entry in found] == [True, True]
+
+
+def test_a_fork_and_a_merge_have_lanes_of_their_own(run: Any) -> None:
+    def vertex(round_: int, *parents: Vertex) -> Vertex:
+        names = tuple(map(records.vertex_id, parents))
+        return msgspec.structs.replace(run.vertices[0], round=round_, parents=names, cursor=len(made))
+
+    made: list[Vertex] = []
+    first = vertex(1)
+    made.append(first)
+    left, right = vertex(2, first), None
+    made.append(left)
+    right = vertex(2, first)
+    made += [right, vertex(3, left), vertex(3, right)]
+    merged = vertex(3, made[3], made[4])
+    made.append(merged)
+    made.append(vertex(4, merged))
+    ordered = dag.in_order(made)
+    assert [vertex.round for vertex in ordered] == [4, 3, 3, 3, 2, 2, 1]
+    assert ordered[1] == merged
+    assert dag.graph(ordered) == ["*", "*", "* |", "| *", "* |", "| *", "*"]
 
 
 def test_show_says_what_is_damaged_or_gone(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,9 +294,9 @@ def test_a_run_that_has_not_begun_is_told_or_empty(
     run = made_run(0)
     code = cli.main([verb, "--dir", str(run.path)])
     out, err = capsys.readouterr()
-    if verb == "log":
+    if verb in ("log", "dag"):
         assert (code, err) == (0, "")
-        assert "nothing is agreed yet" in out
+        assert ("nothing is agreed yet" if verb == "log" else "there is no checkpoint yet") in out
     else:
         assert code == 2
         assert "Wait" in err
@@ -259,6 +310,7 @@ def test_a_run_that_has_not_begun_is_told_or_empty(
         (["show", "f00d" * 16], "names 0 of 3 checkpoints. barnraise log lists them"),
         (["show", ""], "names 3 of 3 checkpoints"),
         (["log", "--last", "0"], "--last"),
+        (["dag", "--last", "0"], "--last"),
     ],
 )
 def test_what_is_not_there_is_told_with_exit_code_2(

@@ -146,6 +146,15 @@ def test_a_connection_that_broke_and_came_back_costs_only_repetition(seed: int) 
     assert len(swarm.aggregated) == len(set(swarm.aggregated))
 
 
+def test_what_an_owner_told_us_before_it_died_is_passed_on_though_it_comes_after_the_news() -> None:
+    one, two, three = peers(3)
+    machine = Exchange(contributors=peers(3), members=peers(3), num_shards=3, me=two)
+    assert machine.peer_down(one) == []
+    assert machine.aggregate_arrived(0) == [SendAggregate(shard=0, to=three)]
+    assert machine.aggregate_arrived(0) == []
+    assert machine.aggregate_arrived(2) == []
+
+
 def test_duplicates_strangers_and_shards_of_others_change_nothing() -> None:
     me = PeerId("peer-0")
     machine = Exchange(contributors=peers(2), members=peers(3), num_shards=2, me=me)

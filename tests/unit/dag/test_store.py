@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from barnraise.consensus.agreement import Decision
-from barnraise.consensus.voting import Persisted
+from barnraise.consensus.raft_messages import RaftRecord
 from barnraise.dag.store import Founding, Store
 from barnraise.errors import ConfigError, LocalError
 from barnraise.ids import Digest, RunId
@@ -79,10 +80,12 @@ def test_everything_is_there_after_reopening(path: Path) -> None:
 
 def test_the_newest_promise_survives(path: Path) -> None:
     store = Store(path, RUN)
-    store.persist(Persisted(height=3, promised=1, accepted_view=-1, accepted=b""))
-    store.persist(Persisted(height=3, promised=2, accepted_view=1, accepted=b"value"))
+    record = RaftRecord(height=3, epoch=2, term=1, vote="peer-1", leads=False, entry_term=-1, entry=b"")
+    newest = msgspec.structs.replace(record, term=2, leads=True, entry_term=1, entry=b"value")
+    store.persist(record)
+    store.persist(newest)
     store = reopen(store, path)
-    assert store.ballot() == Persisted(height=3, promised=2, accepted_view=1, accepted=b"value")
+    assert store.ballot() == newest
     store.close()
 
 
@@ -242,3 +245,52 @@ def test_a_path_with_marks_of_an_address_is_a_path(tmp_path: Path) -> None:
     assert reader.height() == 1
     reader.close()
     store.close()
+
+
+def test_a_log_that_is_cut_off_goes_on_from_there_without_a_promise(path: Path) -> None:
+    store = Store(path, RUN)
+    store.append(0, [decision_of(0), decision_of(1)], [vertex_of(1)], Digest(b"e" * 32))
+    store.append(2, [decision_of(2), decision_of(3)], [vertex_of(2)], Digest(b"f" * 32))
+    store.persist(RaftRecord(height=4, epoch=0, term=1, vote="", leads=False, entry_term=-1, entry=b""))
+    store.truncate(2, 1)
+    store = reopen(store, path)
+    assert store.log() == [decision_of(0), decision_of(1)]
+    assert (store.vertices(), store.ballot(), store.residual()) == ([vertex_of(1)], None, None)
+    store.append(2, [decision_of(2)], [vertex_of(2)], None)
+    assert store.height() == 3
+    store.close()
+
+
+def test_checkpoints_are_replaced_all_at_once(path: Path) -> None:
+    store = Store(path, RUN)
+    store.append(0, [decision_of(0)], [vertex_of(1), vertex_of(3)], None)
+    with pytest.raises(sqlite3.IntegrityError):
+        store.rewrite_vertices([vertex_of(2), vertex_of(2)])
+    assert store.vertices() == [vertex_of(3), vertex_of(1)]
+    store.rewrite_vertices([vertex_of(1), vertex_of(2)])
+    assert store.vertices() == [vertex_of(2), vertex_of(1)]
+    store.close()
+
+
+@pytest.mark.parametrize(("missing", "gap"), [((), None), ((0,), 0), ((2,), 2), ((1, 3), 1), ((4,), None)])
+def test_the_first_gap_is_found(path: Path, missing: tuple[int, ...], gap: int | None) -> None:
+    store = Store(path, RUN)
+    assert store.first_gap() is None
+    store.append(0, [decision_of(number) for number in range(5)], [], None)
+    for height in missing:
+        store._connection.execute("DELETE FROM log WHERE height = ?", (height,))
+    assert store.first_gap() == gap
+    assert store.damage() == ""
+    store.close()
+
+
+def test_the_steps_of_each_transaction_are_told_in_order(path: Path) -> None:
+    store = Store(path, RUN)
+    told: list[str] = []
+    store.watch = lambda point, place: told.append(point)
+    store.found(Digest(bytes(32)), BLOCKS)
+    store.persist(RaftRecord(height=0, epoch=0, term=0, vote="", leads=False, entry_term=-1, entry=b""))
+    store.append(0, [decision_of(0)], [], None)
+    store.close()
+    steps = ("before.transaction", "before.commit", "after.commit")
+    assert told == [f"{step}.{what}" for what in ("founding", "ballot", "entries") for step in steps]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from barnraise.errors import ConfigError, LocalError
 from barnraise.link.messages import Tensor as Named
-from barnraise.model.flat import Flat, by_name, flatten, read_tensors, save_tensors
+from barnraise.model.flat import Flat, flatten
+from barnraise.model.tensors import by_name, read_tensors, save_tensors
 
 SHAPES = {"0.weight": (2, 3), "1.weight": (4, 2), "1.bias": (4,)}
 

@@ -10,11 +10,14 @@ import torch
 from barnraise.config import PRESETS, ModelConfig
 from barnraise.errors import ConfigError
 from barnraise.model.build import build
-from barnraise.model.flat import by_name, flatten
+from barnraise.model.conversion import from_transformers, gains, layout, to_transformers
+from barnraise.model.flat import flatten
+from barnraise.model.flat import layout as layout_of
 from barnraise.model.initialise import uniform
-from barnraise.model.lfm2 import LFM2, from_transformers, gains, to_transformers
+from barnraise.model.lfm2 import LFM2
 from barnraise.model.loss import loss
 from barnraise.model.shape import num_parameters
+from barnraise.model.tensors import by_name
 
 GOLDEN_DIGEST = "c15c02bba00817d89aaac9a615d64a182becf38c3b80a827b9d5cdc86da3bb9f"
 LOCAL = PRESETS["local"]
@@ -113,3 +116,8 @@ def test_heads_that_cannot_be_rotated_are_named(width: int, said: str) -> None:
 def test_a_model_of_the_users_own_is_not_built() -> None:
     with pytest.raises(ConfigError, match=r"model\.architecture = custom"):
         build(ModelConfig(architecture="custom"), 1)
+
+
+@pytest.mark.parametrize("config", [TINY, LOCAL, PRESETS["small"]])
+def test_the_layout_is_known_without_making_the_model(config: ModelConfig) -> None:
+    assert layout(config) == layout_of(LFM2(config, 1))

@@ -17,9 +17,10 @@ from barnraise.config import ModelConfig
 from barnraise.errors import ConfigError
 from barnraise.model import pretrained
 from barnraise.model.build import build
-from barnraise.model.flat import by_name, flatten
+from barnraise.model.flat import flatten
 from barnraise.model.initialise import uniform
 from barnraise.model.lfm2 import transformers_config
+from barnraise.model.tensors import by_name
 
 TEXT = "To be, or not to be: \x00 ünïcödé 日本 🦀\r\n\t  end "
 SHAPE: dict[str, Any] = {"hidden_size": 32, "num_layers": 4, "num_heads": 2, "max_seq_len": 64}

@@ -192,6 +192,15 @@ def test_six_rounds_equal_torch(lr: float, momentum: float) -> None:
     assert path_of(with_outer(lr, momentum)) == pytest.approx(path, abs=1e-6)
 
 
+def test_a_held_momentum_has_no_part_in_a_step_and_comes_back_as_it_was() -> None:
+    config = with_outer(0.7, 0.9)
+    theta, momentum = np.ones(CHUNK + 1, np.float32), np.full(CHUNK + 1, 2.0, np.float32)
+    gradient = np.full(CHUNK + 1, 0.25, np.float32)
+    strategy_of(config).step(config, 0, theta, momentum, gradient, holds_momentum=True)
+    assert (theta == np.float32(1.0) - np.float32(0.7) * np.float32(0.25)).all()
+    assert (momentum == 2.0).all()
+
+
 def test_the_momentum_rises_over_the_first_rounds() -> None:
     assert path_of(with_outer(0.7, 0.9, momentum_rounds=3)) == pytest.approx(GOLDEN_RAMP, abs=1e-6)
 

@@ -37,7 +37,6 @@ ME, OTHER, DONOR = MEMBERS
 STRANGER = PeerId("stranger")
 SHARD_BYTES = 2 * 384
 """1000 elements in three shards, aligned to 64."""
-TENSOR_BYTES = 2 * 4 * SIZE
 encode = msgspec.msgpack.Encoder().encode
 
 
@@ -76,6 +75,20 @@ class Watched(Workspace):
         self.kept.append(("aggregate", part, attempt, num_updates, data.tobytes()))
 
 
+class Elsewhere:
+    """Notes what is none of the courier's business."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    def sink(self, sender: PeerId, data: bytes, size_bytes: int) -> memoryview | None:
+        self.seen.append(data)
+        return None
+
+    def arrived(self, sender: PeerId, data: bytes) -> None:
+        self.seen.append(data)
+
+
 class Desk:
     """A courier with what surrounds it; it posts into a list."""
 
@@ -91,7 +104,8 @@ class Desk:
         self.workspace = Watched(codec_of(self.member.state.config.round.codec, np.int16))
         self.posted: list[Callable[[float], list[Effect]]] = []
         self.fetched: list[FetchedState] = []
-        self.courier = Courier(self.member, self.workspace, self.posted.append, self.fetched.append)
+        self.elsewhere = Elsewhere()
+        self.courier = Courier(self.member, self.workspace, self.posted.append, self.fetched.append, self.elsewhere)
 
 
 def header(**changes: object) -> bytes:
@@ -129,7 +143,7 @@ def test_a_members_shard_of_this_round_is_taken() -> None:
         pytest.param(OTHER, header(kind="aggregate", attempt=-1), SHARD_BYTES, id="no attempt"),
         pytest.param(STRANGER, header(kind="aggregate"), SHARD_BYTES, id="an aggregate of a stranger"),
         pytest.param(OTHER, header(kind="aggregate"), SHARD_BYTES + 2, id="an aggregate too long"),
-        pytest.param(DONOR, header(kind="state", round=0, shard=64), 64 + TENSOR_BYTES, id="a state not asked for"),
+        pytest.param(DONOR, header(kind="state", round=0, shard=64), 64, id="a state not asked for"),
         pytest.param(DONOR, header(kind="log", round=0, shard=64), 64, id="a log not asked for"),
         pytest.param(OTHER, header(kind="model"), SHARD_BYTES, id="an unknown kind"),
         pytest.param(OTHER, header()[:-1], SHARD_BYTES, id="a header cut short"),
@@ -312,23 +326,21 @@ def test_nothing_comes_in_for_a_round_whose_buffers_are_not_there_yet() -> None:
     ],
     ids=["another donor", "no log", "negative", "more than it says", "too long", "a terabyte"],
 )
-@pytest.mark.parametrize(("kind", "tensor_bytes"), [("log", 0), ("state", TENSOR_BYTES)])
-def test_only_the_state_that_was_asked_for_is_taken(
-    sender: PeerId, log_bytes: int, size: int, kind: str, tensor_bytes: int
-) -> None:
+@pytest.mark.parametrize("kind", ["log", "state"])
+def test_only_the_state_that_was_asked_for_is_taken(sender: PeerId, log_bytes: int, size: int, kind: str) -> None:
     desk = Desk()
     desk.courier.expect_state(DONOR)
-    assert desk.courier.sink(sender, header(kind=kind, shard=log_bytes), size + tensor_bytes) is None
+    assert desk.courier.sink(sender, header(kind=kind, shard=log_bytes), size) is None
     assert not desk.courier.is_receiving_state
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"), [("log", 64 + TENSOR_BYTES), ("state", 64), ("state", 64 + TENSOR_BYTES // 2)]
-)
-def test_only_the_last_piece_brings_tensors_and_then_both(kind: str, size: int) -> None:
+def test_what_is_neither_a_shard_nor_a_log_is_handed_on() -> None:
     desk = Desk()
-    desk.courier.expect_state(DONOR)
-    assert desk.courier.sink(DONOR, header(kind=kind, shard=64), size) is None
+    desk.courier.sink(OTHER, b"a blob's", 7)
+    desk.courier.arrived(OTHER, b"a blob's")
+    assert desk.elsewhere.seen == [b"a blob's", b"a blob's"]
+    desk.courier.sink(OTHER, header(), SHARD_BYTES)
+    assert len(desk.elsewhere.seen) == 2
 
 
 def test_a_second_piece_waits_until_the_first_is_digested() -> None:
@@ -345,14 +357,14 @@ def test_a_second_piece_waits_until_the_first_is_digested() -> None:
     desk.courier.expect_state(DONOR)
     assert desk.courier.sink(DONOR, piece, 4) is not None
     (fetched,) = desk.fetched
-    assert (fetched.log, fetched.tensors) == (b"1234", None)
+    assert (fetched.log, fetched.is_last) == (b"1234", False)
 
 
 def test_a_state_nobody_waits_for_any_more_is_dropped() -> None:
     desk = Desk()
     desk.courier.expect_state(DONOR)
     data = header(kind="state", shard=64)
-    assert desk.courier.sink(DONOR, data, 64 + TENSOR_BYTES) is not None
+    assert desk.courier.sink(DONOR, data, 64) is not None
     desk.courier.expect_state(None)
     desk.courier.arrived(DONOR, data)
     assert desk.fetched == []
@@ -361,20 +373,17 @@ def test_a_state_nobody_waits_for_any_more_is_dropped() -> None:
 @settings(deadline=None)
 @given(log=st.binary(min_size=1, max_size=80))
 def test_a_malformed_state_is_its_donors_error(log: bytes) -> None:
-    zeros = np.zeros(SIZE, np.float32)
     with pytest.raises(PeerError, match="malformed state") as caught:
-        FetchedState(donor=DONOR, log=log, tensors=(zeros, zeros)).opened()
+        FetchedState(donor=DONOR, log=log, is_last=True).opened()
     assert caught.value.peer == DONOR
 
 
-@pytest.mark.parametrize("is_last", [True, False], ids=["with tensors", "without"])
+@pytest.mark.parametrize("is_last", [True, False], ids=["the last piece", "more to come"])
 @pytest.mark.parametrize("num_entries", range(5))
 async def test_a_state_arrives_as_it_was_sent(num_entries: int, is_last: bool, autojump_clock: MockClock) -> None:
     voter = Identity(bytes(32), bytes([1]) * 32).public
     log = [Decision(value=b"v" * i, view=i, votes=((voter.peer_id, b"s" * i),)) for i in range(num_entries)]
     donor, receiver = Desk(), Desk()
-    donor.workspace.theta[:] = np.arange(SIZE)
-    donor.workspace.momentum[:] = 7.0
     receiver.courier.expect_state(DONOR)
     async with open_medium(random.Random(1)) as medium:
         medium.join(ME)
@@ -383,17 +392,13 @@ async def test_a_state_arrives_as_it_was_sent(num_entries: int, is_last: bool, a
         there = medium.bulk(DONOR, donor.courier.sink, donor.courier.arrived)
         here.learn(DONOR, *there.address)
         there.learn(ME, *here.address)
-        tensors = (donor.workspace.theta, donor.workspace.momentum) if is_last else None
-        await donor.courier.push_state(there, ME, 4, log, [voter.encode()], tensors)
+        await donor.courier.push_state(there, ME, 4, log, [voter.encode()], is_last=is_last)
         with pytest.raises(Unavailable):
-            await donor.courier.push_state(there, STRANGER, 4, log, [voter.encode()], tensors)
+            await donor.courier.push_state(there, STRANGER, 4, log, [voter.encode()], is_last=is_last)
     (fetched,) = receiver.fetched
     opened = fetched.opened()
     assert (opened.height, opened.decisions, opened.voters) == (4, log, (voter,))
-    assert (fetched.tensors is not None) is is_last
-    if fetched.tensors is not None:
-        assert np.array_equal(fetched.tensors[0], donor.workspace.theta)
-        assert np.array_equal(fetched.tensors[1], donor.workspace.momentum)
+    assert fetched.is_last is is_last
 
 
 async def test_pushing_ends_when_the_round_is_over_or_the_time_is_up(autojump_clock: MockClock) -> None:

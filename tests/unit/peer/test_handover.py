@@ -1,5 +1,6 @@
 """A run is handed over in pieces, and nothing of it is believed unchecked. Threads do the work, so time is real."""
 
+import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,14 +11,16 @@ import msgspec
 import numpy as np
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from barnraise.codec.chain import codec_of
 from barnraise.codec.grid import Float32
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
 from barnraise.consensus.agreement import Decision, Scope
-from barnraise.consensus.voting import VOTE_CONTEXT
+from barnraise.consensus.raft_messages import VOTE_CONTEXT
 from barnraise.dag.blobs import Blobs
+from barnraise.dag.depot import Depot
 from barnraise.dag.store import Store
 from barnraise.errors import LocalError, PeerError
 from barnraise.identity import Identity
@@ -28,7 +31,7 @@ from barnraise.peer import handover
 from barnraise.peer.archive import Archive
 from barnraise.peer.courier import Courier, FetchedState, Header
 from barnraise.peer.faults import Drill
-from barnraise.peer.handover import ANSWER_S, PIECE_DEADLINE_S, Adoption, Giver, Taker
+from barnraise.peer.handover import ANSWER_S, PIECE_DEADLINE_S, Adoption, Followed, Giver, Taker
 from barnraise.peer.keyring import Keyring
 from barnraise.swarm import records
 from barnraise.swarm.adopt import adopt
@@ -139,25 +142,34 @@ class Side:
         )
         self.fetched: list[FetchedState] = []
         self.posted: list[Callable[[float], list[Effect]]] = []
-        self.courier = Courier(self.member, self.workspace, self.posted.append, self.fetched.append)
-        archive = Archive(self.store, Blobs(home / "blobs"), Drill())
-        self.giver = Giver(self.member, self.workspace, archive, self.keys, self.courier)
+        self.accused: list[PeerError] = []
+        self.bulk: MemoryBulk | None = None
+        self.blobs = Blobs(home / "blobs")
+        self.depot = Depot(self.blobs, self.accused.append)
+        self.courier = Courier(self.member, self.workspace, self.posted.append, self.fetched.append, self.depot)
+        archive = Archive(self.store, self.blobs, Drill())
+        self.giver = Giver(self.member, self.workspace, archive, self.keys, self.courier, self.depot.shelf)
         self.events_file = home / "metrics.jsonl"
-        self.taker = Taker(self.member, self.workspace, self.keys, self.courier, EventLog(self.events_file))
+        events = EventLog(self.events_file)
+        self.taker = Taker(self.member, self.workspace, self.keys, self.courier, events, self.depot)
 
     def plane(self, medium: MemoryMedium) -> MemoryBulk:
         medium.join(self.id)
-        return medium.bulk(self.id, self.courier.sink, self.courier.arrived)
+        self.bulk = medium.bulk(self.id, self.courier.sink, self.courier.arrived)
+        return self.bulk
 
 
 @asynccontextmanager
 async def pair(tmp_path: Path, donor: Side, taker: Side) -> AsyncIterator[tuple[MemoryBulk, trio.Nursery]]:
-    """Connect two peers; give the donor's bulk plane."""
+    """Connect two peers, the donor at work; give its bulk plane."""
     with trio.fail_after(30.0):
         async with open_medium(random.Random(1)) as medium, trio.open_nursery() as nursery:
             there, here = donor.plane(medium), taker.plane(medium)
             there.learn(taker.id, *here.address)
             here.learn(donor.id, *there.address)
+            taker.member.presence.up(donor.id, 0.0)
+            nursery.start_soon(donor.depot.shelf.serve, there)
+            await trio.testing.wait_all_tasks_blocked()
             yield there, nursery
             nursery.cancel_scope.cancel()
     donor.store.close()
@@ -171,17 +183,29 @@ def donor_at(tmp_path: Path, num_entries: int = len(LOG), *, is_hollow: bool = F
     return side
 
 
-async def digested(taker: Side, pause_s: float = 0.0) -> Adoption:
-    """Check one piece after another, each after a pause."""
+async def followed(taker: Side, pause_s: float = 0.0) -> Followed:
+    """Check one piece of the log after another, each after a pause."""
     done = 0
     while True:
         while len(taker.fetched) <= done:  # noqa: ASYNC110  # the courier calls back, which has no trio.Event
             await trio.sleep(0.01)
         await trio.sleep(pause_s)
-        adoption = taker.taker.take(taker.fetched[done])
+        found = taker.taker.take(taker.fetched[done])
         done += 1
-        if adoption is not None:
-            return adoption
+        if found is not None:
+            return found
+
+
+async def digested(taker: Side, pause_s: float = 0.0) -> Adoption:
+    """Check the log, and fetch the tensors."""
+    log = await followed(taker, pause_s)
+    assert taker.taker.donor is None, "nothing depends on the log's donor any more"
+    assert taker.bulk is not None
+    adoption = await taker.taker.gather(taker.bulk, log)
+    assert adoption is not None
+    residual = taker.taker.conclude(adoption)
+    assert residual is not None
+    return adoption
 
 
 def ask(taker: Side) -> SendState:
@@ -202,10 +226,10 @@ async def test_a_run_is_handed_over_in_pieces(
     async with pair(tmp_path, donor, taker) as (plane, nursery):
         nursery.start_soon(donor.giver.give, plane, ask(taker))
         adoption = await digested(taker)
-    assert (adoption.height, adoption.log, adoption.state) == (first, LOG[first:], END)
+    assert (adoption.followed.asked.height, adoption.followed.log, adoption.followed.state) == (first, LOG[first:], END)
     assert [tensor.tobytes() for tensor in adoption.tensors] == [tensor.tobytes() for tensor in TENSORS]
-    assert [vertex.round for vertex in adoption.vertices] == list(range(first // 2 + 1, 5))
-    assert [fetched.tensors is None for fetched in taker.fetched] == [True] * (pieces - 1) + [False]
+    assert [vertex.round for vertex in adoption.followed.vertices] == list(range(first // 2 + 1, 5))
+    assert [fetched.is_last for fetched in taker.fetched] == [False] * (pieces - 1) + [True]
     assert taker.taker.donor is None
 
 
@@ -226,7 +250,7 @@ async def test_a_second_piece_is_refused_until_the_first_is_digested_and_then_se
     async with pair(tmp_path, donor, taker) as (plane, nursery):
         nursery.start_soon(donor.giver.give, plane, ask(taker))
         adoption = await digested(taker, pause_s=0.2)
-    assert adoption.state == END
+    assert adoption.followed.state == END
     assert {msgspec.msgpack.decode(header, type=Header).kind for header in refused} == {"log", "state"}
 
 
@@ -235,7 +259,7 @@ async def test_who_has_the_log_and_no_tensors_gets_them_alone(tmp_path: Path) ->
     async with pair(tmp_path, donor, taker) as (plane, nursery):
         nursery.start_soon(donor.giver.give, plane, ask(taker))
         adoption = await digested(taker)
-    assert (adoption.height, adoption.log, adoption.state) == (len(LOG), [], END)
+    assert (adoption.followed.log, adoption.followed.state) == ([], END)
     assert adoption.tensors[0].tobytes() == TENSORS[0].tobytes()
 
 
@@ -266,7 +290,7 @@ async def test_a_donor_that_was_started_again_still_has_the_keys_of_voters_that_
     async with pair(tmp_path, donor, taker) as (plane, nursery):
         nursery.start_soon(donor.giver.give, plane, ask(taker))
         adoption = await digested(taker)
-    assert adoption.state == END
+    assert adoption.followed.state == END
 
 
 async def test_a_peer_is_served_once_at_a_time(tmp_path: Path) -> None:
@@ -279,19 +303,118 @@ async def test_a_peer_is_served_once_at_a_time(tmp_path: Path) -> None:
     assert len(taker.fetched) == 1
 
 
+# ---- tensors from everybody who has them --------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def several(tmp_path: Path, taker: Side) -> AsyncIterator[tuple[list[Side], MemoryMedium, trio.Nursery]]:
+    """Connect a peer with two donors at the end of the log; the log's is the first."""
+    donors = [Side(voter, tmp_path / f"donor-{place}", log=LOG) for place, voter in enumerate(VOTERS)]
+    with trio.fail_after(30.0):
+        async with open_medium(random.Random(1), bytes_per_s=1e5) as medium, trio.open_nursery() as nursery:
+            here = taker.plane(medium)
+            for donor in donors:
+                there = donor.plane(medium)
+                there.learn(taker.id, *here.address)
+                here.learn(donor.id, *there.address)
+                donor.keys.add(VOTERS[0].public)
+                donor.keys.add(VOTERS[1].public)
+                for tensor in TENSORS:
+                    donor.blobs.put(tensor)
+                taker.member.presence.up(donor.id, 0.0)
+                taker.member.presence.note(donor.id, height=len(LOG), wants_in=False, wants_out=False, is_hollow=False)
+                nursery.start_soon(donor.depot.shelf.serve, there)
+            await trio.testing.wait_all_tasks_blocked()
+            yield donors, medium, nursery
+            nursery.cancel_scope.cancel()
+    for side in (taker, *donors):
+        side.store.close()
+
+
+def fetched_from(taker: Side) -> list[str]:
+    """Return who the tensors came from, as the peer tells."""
+    (event,) = [json.loads(line) for line in taker.events_file.read_text().splitlines()]
+    assert (event["event"], event["vertex"]) == ("peer.fetched", END.vertex.hex())
+    return list(event["donors"])
+
+
+async def test_the_tensors_come_from_all_who_are_that_far(tmp_path: Path) -> None:
+    taker = Side(ME, tmp_path / "taker")
+    async with several(tmp_path, taker) as (donors, _, nursery):
+        assert taker.bulk is not None
+        nursery.start_soon(donors[0].giver.give, donors[0].bulk, ask(taker))
+        adoption = await digested(taker)
+    assert [tensor.tobytes() for tensor in adoption.tensors] == [tensor.tobytes() for tensor in TENSORS]
+    assert fetched_from(taker) == sorted(donor.id for donor in donors)
+
+
+async def test_the_logs_donor_may_die_once_the_log_is_here(tmp_path: Path) -> None:
+    taker = Side(ME, tmp_path / "taker")
+    async with several(tmp_path, taker) as (donors, medium, nursery):
+        assert taker.bulk is not None
+        nursery.start_soon(donors[0].giver.give, donors[0].bulk, ask(taker))
+        log = await followed(taker)
+        medium.crash(donors[0].id)
+        taker.member.presence.down(donors[0].id)
+        adoption = await taker.taker.gather(taker.bulk, log)
+    assert adoption is not None
+    assert fetched_from(taker) == [donors[1].id]
+
+
+async def test_who_has_not_said_that_it_is_that_far_is_not_asked(tmp_path: Path) -> None:
+    taker = Side(ME, tmp_path / "taker")
+    async with several(tmp_path, taker) as (donors, _, nursery):
+        other = donors[1].id
+        taker.member.presence.note(other, height=len(LOG) - 1, wants_in=False, wants_out=False, is_hollow=False)
+        nursery.start_soon(donors[0].giver.give, donors[0].bulk, ask(taker))
+        await digested(taker)
+    assert fetched_from(taker) == [donors[0].id]
+
+
+async def test_what_is_on_disk_already_is_not_fetched(tmp_path: Path) -> None:
+    taker = Side(ME, tmp_path / "taker")
+    for tensor in TENSORS:
+        taker.blobs.put(tensor)
+    async with several(tmp_path, taker) as (donors, _, nursery):
+        nursery.start_soon(donors[0].giver.give, donors[0].bulk, ask(taker))
+        adoption = await digested(taker)
+    assert adoption.followed.state == END
+    assert not taker.events_file.exists() or "peer.fetched" not in taker.events_file.read_text()
+
+
+async def test_giving_up_ends_the_download(tmp_path: Path) -> None:
+    taker = Side(ME, tmp_path / "taker")
+    async with several(tmp_path, taker) as (donors, medium, nursery):
+        assert taker.bulk is not None
+        nursery.start_soon(donors[0].giver.give, donors[0].bulk, ask(taker))
+        log = await followed(taker)
+        for donor in donors:
+            medium.crash(donor.id)
+        async with trio.open_nursery() as inner:
+
+            @inner.start_soon
+            async def give_up() -> None:
+                await trio.sleep(0.3)
+                taker.taker.give_up()
+
+            assert await taker.taker.gather(taker.bulk, log) is None
+        assert taker.depot.num_arrived == 0
+
+
 # ---- what a hostile donor may send --------------------------------------------------------------------------------
 
 
 def piece_of(
     log: Sequence[Decision],
     height: int = 0,
-    tensors: tuple[Float32, Float32] | None = TENSORS,
     donor: Identity = DONOR,
     voters: Sequence[Identity] = VOTERS,
+    *,
+    is_last: bool = True,
 ) -> FetchedState:
     entries = tuple((decision.view, decision.value, decision.votes) for decision in log)
     body = msgspec.msgpack.encode((height, entries, tuple(voter.public.encode() for voter in voters)))
-    return FetchedState(donor=donor.peer_id, log=body, tensors=tensors)
+    return FetchedState(donor=donor.peer_id, log=body, is_last=is_last)
 
 
 @pytest.fixture
@@ -322,16 +445,13 @@ def forged(height: int) -> list[Decision]:
         pytest.param(piece_of([replace(LOG[0], votes=()), *LOG[1:]]), "votes for height 0", id="no votes"),
         pytest.param(piece_of([replace(LOG[0], view=1), *LOG[1:]]), "votes for height 0", id="votes of another view"),
         pytest.param(piece_of(LOG, voters=()), "votes for height 0", id="voters that nobody knows"),
-        pytest.param(piece_of(LOG, tensors=(theta_after(3), ZEROS)), "tensors are not those", id="older parameters"),
-        pytest.param(piece_of(LOG, tensors=(TENSORS[0], TENSORS[0])), "tensors are not those", id="another momentum"),
-        pytest.param(piece_of(LOG[:5]), "tensors are not those", id="tensors beyond the log"),
-        pytest.param(piece_of(LOG[:1], tensors=(theta_after(0), ZEROS)), "leads to no checkpoint", id="only a cut"),
-        pytest.param(piece_of([], tensors=(theta_after(0), ZEROS)), "leads to no checkpoint", id="nothing new"),
-        pytest.param(piece_of([], tensors=None), "without an entry", id="a piece of nothing, before the next"),
+        pytest.param(piece_of(LOG[:1]), "leads to no checkpoint", id="only a cut"),
+        pytest.param(piece_of([]), "leads to no checkpoint", id="nothing new"),
+        pytest.param(piece_of([], is_last=False), "without an entry", id="a piece of nothing, before the next"),
         pytest.param(
             piece_of([decision_of(entry_of(log_of(1)[1]), 0)]), "entry|cannot come|does not follow", id="a result first"
         ),
-        pytest.param(FetchedState(donor=DONOR.peer_id, log=b"\xc1", tensors=TENSORS), "malformed state", id="no log"),
+        pytest.param(FetchedState(donor=DONOR.peer_id, log=b"\xc1", is_last=True), "malformed state", id="no log"),
     ],
 )
 async def test_what_does_not_hold_is_refused_and_changes_nothing(
@@ -344,7 +464,7 @@ async def test_what_does_not_hold_is_refused_and_changes_nothing(
     assert taker.member.state == before
     error = caught.value
     assert isinstance(error, LocalError | PeerError)
-    taker.taker.refuse(piece, error)
+    taker.taker.refuse(piece.donor, error)
     assert taker.taker.donor is None
     assert "peer.refused" in taker.events_file.read_text()
     assert taker.taker.take(piece_of(LOG)) is None  # given up: what still comes of it is not looked at
@@ -353,14 +473,14 @@ async def test_what_does_not_hold_is_refused_and_changes_nothing(
 def test_a_second_piece_must_go_on_where_the_first_ended(taker: Side) -> None:
     for second in (piece_of(LOG[4:], 4), piece_of(LOG, 0), piece_of(LOG[3:], 2)):
         ask(taker)
-        assert taker.taker.take(piece_of(LOG[:3], tensors=None)) is None
+        assert taker.taker.take(piece_of(LOG[:3], is_last=False)) is None
         with pytest.raises(LocalError, match=r"goes on at height|no quorum"):
             taker.taker.take(second)
     ask(taker)
-    assert taker.taker.take(piece_of(LOG[:3], tensors=None)) is None
-    adoption = taker.taker.take(piece_of(LOG[3:], 3))
-    assert adoption is not None
-    assert adoption.state == END
+    assert taker.taker.take(piece_of(LOG[:3], is_last=False)) is None
+    found = taker.taker.take(piece_of(LOG[3:], 3))
+    assert found is not None
+    assert found.state == END
 
 
 def test_a_state_that_was_not_asked_for_is_not_looked_at(taker: Side) -> None:
@@ -370,11 +490,15 @@ def test_a_state_that_was_not_asked_for_is_not_looked_at(taker: Side) -> None:
     assert taker.taker.take(piece_of(LOG)) is not None
 
 
-def test_a_state_that_comes_when_we_have_gone_on_is_refused(taker: Side) -> None:
+async def test_a_state_that_comes_when_we_have_gone_on_is_refused(taker: Side) -> None:
     ask(taker)
+    log = taker.taker.take(piece_of(LOG))
+    assert log is not None
     taker.member.state = log_of(2)[1]
     with pytest.raises(LocalError, match="gone on meanwhile"):
-        taker.taker.take(piece_of(LOG))
+        taker.taker.conclude(Adoption(followed=log, tensors=TENSORS))
+    taker.taker.give_up()
+    assert taker.taker.conclude(Adoption(followed=log, tensors=TENSORS)) is None
 
 
 def test_a_donor_that_was_given_up_does_not_stand_in_the_way_of_the_next(
@@ -390,7 +514,7 @@ def test_a_donor_that_was_given_up_does_not_stand_in_the_way_of_the_next(
         return verify(peer, context, message, signature)
 
     monkeypatch.setattr(taker.keys, "verify", meanwhile)
-    assert taker.taker.take(piece_of(LOG[:2], tensors=None)) is None
+    assert taker.taker.take(piece_of(LOG[:2], is_last=False)) is None
     assert taker.taker.donor == other
     header = msgspec.msgpack.encode(("log", 0, 0, 64))
     assert taker.courier.sink(DONOR.peer_id, header, 64) is None
@@ -415,7 +539,7 @@ async def test_a_donor_is_given_time_while_pieces_keep_coming(taker: Side, autoj
         async def donate() -> None:
             for first, wait_s in ((0, ANSWER_S - 1.0), (2, PIECE_DEADLINE_S / 2)):
                 await trio.sleep(wait_s)
-                taker.taker.take(piece_of(LOG[first : first + 2], first, tensors=None))
+                taker.taker.take(piece_of(LOG[first : first + 2], first, is_last=False))
 
         assert await taker.taker.watch(asked)
     assert trio.current_time() - began == pytest.approx(ANSWER_S + 2 * PIECE_DEADLINE_S)
@@ -424,7 +548,9 @@ async def test_a_donor_is_given_time_while_pieces_keep_coming(taker: Side, autoj
 async def test_a_watch_ends_when_the_state_is_there(taker: Side, autojump_clock: MockClock) -> None:
     asked = CatchUp(donor=DONOR.peer_id, height=0)
     taker.taker.begin(asked)
-    assert taker.taker.take(piece_of(LOG)) is not None
+    log = taker.taker.take(piece_of(LOG))
+    assert log is not None
+    assert taker.taker.conclude(Adoption(followed=log, tensors=TENSORS)) is not None
     assert not await taker.taker.watch(asked)
 
 
@@ -434,7 +560,9 @@ def test_whose_cut_the_log_concludes_keeps_the_residual_of_its_update(tmp_path: 
     side = Side(senior, tmp_path / "side", log=LOG[:1])
     side.workspace.residual_after = np.ones(SIZE, np.float32)
     ask(side)
-    adoption = side.taker.take(piece_of(LOG[1:], 1, donor=DONOR))
-    assert adoption is not None
-    assert adoption.residual.tobytes() == np.ones(SIZE, np.float32).tobytes()
+    log = side.taker.take(piece_of(LOG[1:], 1, donor=DONOR))
+    assert log is not None
+    residual = side.taker.conclude(Adoption(followed=log, tensors=TENSORS))
+    assert residual is not None
+    assert residual.tobytes() == np.ones(SIZE, np.float32).tobytes()
     side.store.close()

@@ -9,7 +9,7 @@ import blake3
 from barnraise.collective import exchange
 from barnraise.config import InnerConfig, RoundConfig, RunConfig
 from barnraise.consensus.agreement import Decision
-from barnraise.consensus.voting import Accept
+from barnraise.consensus.raft_messages import Ack
 from barnraise.errors import PeerError
 from barnraise.ids import Digest, PeerId
 from barnraise.swarm import effects
@@ -137,7 +137,7 @@ class Room:
 
     def votes(self, peer: PeerId) -> set[int]:
         """Return the heights that a peer voted on."""
-        return {message.height for message in self.said(peer, Accept)}
+        return {message.height for message in self.said(peer, Ack)}
 
     def _settle(self) -> None:
         while self._under_way:

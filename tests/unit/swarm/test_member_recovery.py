@@ -1,6 +1,6 @@
 """A member that has lost its tensors, or its memory, and comes back among the others."""
 
-from barnraise.consensus.voting import Persisted
+from barnraise.consensus.raft_messages import RaftRecord
 from barnraise.ids import PeerId
 from barnraise.swarm import effects
 from barnraise.swarm.donors import SHUN_S
@@ -115,7 +115,7 @@ def test_who_has_lost_its_memory_casts_no_vote_on_what_may_be_decided_already() 
     assert not [record for record in ballots(room, C) if record.height <= 4]
 
 
-def ballots(room: Room, peer: PeerId) -> list[Persisted]:
+def ballots(room: Room, peer: PeerId) -> list[RaftRecord]:
     return [effect.record for effect in room.done[peer] if isinstance(effect, effects.PersistBallot)]
 
 

@@ -15,7 +15,13 @@ SENDER = PeerId("12D3KooWsender")
 @pytest.mark.parametrize("number", [-1, 2**40 + 1, 2**63, 2**64 - 1])
 @pytest.mark.parametrize(
     "fields",
-    [("StateWanted", "height"), ("Status", "round"), ("Want", "height"), ("Propose", "view"), ("Change", "view")],
+    [
+        ("StateWanted", "height"),
+        ("Status", "round"),
+        ("Want", "height"),
+        ("raft.Append", "view"),
+        ("raft.PreVote", "view"),
+    ],
 )
 def test_a_number_out_of_range_is_refused(fields: tuple[str, str], number: int) -> None:
     tag, field = fields
@@ -23,8 +29,8 @@ def test_a_number_out_of_range_is_refused(fields: tuple[str, str], number: int) 
         "StateWanted": {"height": 0},
         "Status": {"height": 0, "round": 0, "wants_in": False},
         "Want": {"height": 0, "round": 0, "commitments": ()},
-        "Propose": {"height": 0, "view": 0, "value": b""},
-        "Change": {"height": 0, "view": 0, "accepted_view": -1, "accepted": b""},
+        "raft.Append": {"height": 0, "view": 0, "value": b""},
+        "raft.PreVote": {"height": 0, "view": 0, "entry_term": -1},
     }[tag]
     messages.decode(SENDER, msgspec.msgpack.encode([tag, *honest.values()]))
     with pytest.raises(PeerError, match="malformed"):

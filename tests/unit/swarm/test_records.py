@@ -5,21 +5,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from barnraise.consensus.agreement import Decided
-from barnraise.consensus.voting import Accept, Change, Propose
+from barnraise.consensus.agreement import MAX_VALUE_BYTES, Decided
+from barnraise.consensus.raft_messages import Ack, Append, PreVote, PreVoteReply, RequestVote, VoteReply
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
 from barnraise.swarm import messages, records
 from barnraise.swarm.messages import Commit, Genesis, GenesisWanted, Message, StateWanted, Status, Want
 from barnraise.swarm.records import (
+    Amend,
+    Change,
     Commitment,
     Contribution,
     Cut,
+    Merge,
     Metrics,
+    Parent,
+    Readmit,
     Record,
+    Recover,
     Regroup,
     Result,
+    Revoke,
+    Rotate,
+    Seal,
     Signed,
+    Upgrade,
     Vertex,
     Void,
 )
@@ -70,6 +80,24 @@ RESULT = Result(
     left=(),
     time=1_800_000_000,
     vertex=b"v" * 32,
+    changes=b"h" * 32,
+)
+UPGRADE = Upgrade(number=1, version=2, rules=(("outer.lr", "0.5"), ("round.steps", "30")))
+AMENDS = {
+    "upgrade": UPGRADE,
+    "rotate": Rotate(old="peer-1", new="peer-9"),
+    "revoke": Revoke(peer="peer-1"),
+    "readmit": Readmit(lost="peer-1", new="peer-9"),
+}
+ABOUT = {"run": RUN, "epoch": 1, "round": 2, "attempt": 3, "previous": PREVIOUS}
+RECOVER = Recover(**ABOUT, vertex=b"v" * 32, members=("peer-0", "peer-3"))  # type: ignore[arg-type]
+MERGE = Merge(
+    **ABOUT,  # type: ignore[arg-type]
+    parents=(Parent(b"v" * 32, 3), Parent(b"w" * 32, 1)),
+    theta_root=b"t" * 32,
+    momentum_root=b"m" * 32,
+    exponents=(16, -3),
+    vertex=b"x" * 32,
 )
 VERTEX = Vertex(
     run=RUN,
@@ -87,6 +115,13 @@ VERTEX = Vertex(
     train_loss=1_500_000,
     validation_loss=-1,
 )
+LATER_VERTEX = msgspec.structs.replace(VERTEX, version=2, rules=b"g" * 32)
+
+
+def amend_of(change: Change) -> Amend:
+    return Amend(**ABOUT, change=change, seals=(Seal("peer-1", b"s" * 8),))  # type: ignore[arg-type]
+
+
 RECORDS: dict[str, Record | Vertex] = {
     "commitment": COMMITMENT,
     "cut": CUT,
@@ -94,6 +129,10 @@ RECORDS: dict[str, Record | Vertex] = {
     "regroup": REGROUP,
     "result": RESULT,
     "vertex": VERTEX,
+    "later vertex": LATER_VERTEX,
+    **{name: amend_of(change) for name, change in AMENDS.items()},
+    "recover": RECOVER,
+    "merge": MERGE,
 }
 MESSAGES: list[Message] = [
     Commit(commitment=Signed(records.encode(COMMITMENT), b"s" * 8), leaves=(b"l" * 32, b"m" * 32)),
@@ -104,19 +143,17 @@ MESSAGES: list[Message] = [
     StateWanted(height=3, is_hollow=True),
     Want(height=3, round=1, commitments=("peer-0",)),
     StateWanted(height=3),
-    Propose(height=3, view=0, value=records.encode(CUT)),
-    Accept(height=3, view=0, value=b"d" * 32, signature=b"s" * 8),
-    Change(height=3, view=1, accepted_view=0, accepted=b"value"),
+    Append(height=3, view=0, value=records.encode(CUT)),
+    Ack(height=3, view=0, value=b"d" * 32, signature=b"s" * 8),
+    PreVote(height=3, view=1, entry_term=0),
+    PreVoteReply(height=3, view=1, granted=True),
+    RequestVote(height=3, view=1, entry_term=-1),
+    VoteReply(height=3, view=1, granted=False),
     Decided(height=3, view=0, value=b"value", votes=(("peer-0", b"s"),)),
 ]
 DECODERS = {"event": records.decode_event, "commitment": records.decode_commitment, "vertex": records.decode_vertex}
 
 GOLDEN = {
-    "regroup": (
-        "9aa7526567726f757001c4207272727272727272727272727272727272727272727272727272727272727272010200c4"
-        "2070707070707070707070707070707070707070707070707070707070707070700391a6706565722d3292a670656572"
-        "2d30a6706565722d31"
-    ),
     "commitment": (
         "dc0012aa436f6d6d69746d656e7401c42072727272727272727272727272727272727272727272727272727272727272"
         "72010200c4206262626262626262626262626262626262626262626262626262626262626262a6706565722d30ccc819"
@@ -133,15 +170,20 @@ GOLDEN = {
         "70707070707070707070707070707070707070707070707070707070707003c420636363636363636363636363636363"
         "636363636363636363636363636363636391a6706565722d31"
     ),
+    "regroup": (
+        "9ba7526567726f757001c4207272727272727272727272727272727272727272727272727272727272727272010200c4"
+        "2070707070707070707070707070707070707070707070707070707070707070700391a6706565722d3292a670656572"
+        "2d30a6706565722d31c400"
+    ),
     "result": (
-        "dc0015a6526573756c7401c4207272727272727272727272727272727272727272727272727272727272727272010200"
+        "dc0016a6526573756c7401c4207272727272727272727272727272727272727272727272727272727272727272010200"
         "c420707070707070707070707070707070707070707070707070707070707070707003c4206363636363636363636363"
         "63636363636363636363636363636363636363636390c420000000000000000000000000000000000000000000000000"
         "0000000000000000c4206161616161616161616161616161616161616161616161616161616161616161c42074747474"
         "74747474747474747474747474747474747474747474747474747474c4206d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d"
         "6d6d6d6d6d6d6d6d6d6d6d6d6d6d9210fd93ce0016e360ffcd6400c42000000000000000000000000000000000000000"
         "0000000000000000000000000091a6706565722d3290ce6b49d200c42076767676767676767676767676767676767676"
-        "76767676767676767676767676"
+        "76767676767676767676767676c4206868686868686868686868686868686868686868686868686868686868686868"
     ),
     "vertex": (
         "dc0010a656657274657801c420727272727272727272727272727272727272727272727272727272727272727291c420"
@@ -150,8 +192,49 @@ GOLDEN = {
         "6d6d6d6d6dc4207373737373737373737373737373737373737373737373737373737373737373cd0320919203049210"
         "fdce6b49d2009192a6706565722d30ccc8cd0640ce0016e360ff"
     ),
+    "later vertex": (
+        "dc0011a656657274657802c420727272727272727272727272727272727272727272727272727272727272727291c420"
+        "707070707070707070707070707070707070707070707070707070707070707003c42074747474747474747474747474"
+        "74747474747474747474747474747474747474c4206d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d"
+        "6d6d6d6d6dc4207373737373737373737373737373737373737373737373737373737373737373cd0320919203049210"
+        "fdce6b49d2009192a6706565722d30ccc8cd0640ce0016e360ffc4206767676767676767676767676767676767676767"
+        "676767676767676767676767"
+    ),
+    "upgrade": (
+        "9aa5416d656e6401c4207272727272727272727272727272727272727272727272727272727272727272010200c42070"
+        "707070707070707070707070707070707070707070707070707070707070700394a75570677261646501029292a86f75"
+        "7465722e6c72a3302e3592ab726f756e642e7374657073a233309192a6706565722d31c4087373737373737373"
+    ),
+    "rotate": (
+        "9aa5416d656e6401c4207272727272727272727272727272727272727272727272727272727272727272010200c42070"
+        "707070707070707070707070707070707070707070707070707070707070700393a6526f74617465a6706565722d31a6"
+        "706565722d399192a6706565722d31c4087373737373737373"
+    ),
+    "revoke": (
+        "9aa5416d656e6401c4207272727272727272727272727272727272727272727272727272727272727272010200c42070"
+        "707070707070707070707070707070707070707070707070707070707070700392a65265766f6b65a6706565722d3191"
+        "92a6706565722d31c4087373737373737373"
+    ),
+    "readmit": (
+        "9aa5416d656e6401c4207272727272727272727272727272727272727272727272727272727272727272010200c42070"
+        "707070707070707070707070707070707070707070707070707070707070700393a7526561646d6974a6706565722d31"
+        "a6706565722d399192a6706565722d31c4087373737373737373"
+    ),
+    "recover": (
+        "9aa75265636f76657201c4207272727272727272727272727272727272727272727272727272727272727272010200c4"
+        "20707070707070707070707070707070707070707070707070707070707070707003c420767676767676767676767676"
+        "767676767676767676767676767676767676767692a6706565722d30a6706565722d33"
+    ),
+    "merge": (
+        "9da54d6572676501c4207272727272727272727272727272727272727272727272727272727272727272010200c42070"
+        "70707070707070707070707070707070707070707070707070707070707070039292c420767676767676767676767676"
+        "76767676767676767676767676767676767676760392c420777777777777777777777777777777777777777777777777"
+        "777777777777777701c4207474747474747474747474747474747474747474747474747474747474747474c4206d6d6d"
+        "6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d9210fdc4207878787878787878787878787878"
+        "787878787878787878787878787878787878"
+    ),
 }
-"""Changing one of these changes the format: raise ``records.VERSION``, and say how old logs are read."""
+"""Changing one of these changes the format: raise ``records.NEWEST``, and say how older runs are read."""
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -170,7 +253,7 @@ def test_a_record_and_a_checkpoint_of_the_same_bytes_have_different_names() -> N
     assert records.digest(records.encode(VERTEX)) != records.vertex_id(VERTEX)
 
 
-@pytest.mark.parametrize("event", [CUT, VOID, REGROUP, RESULT])
+@pytest.mark.parametrize("event", [CUT, VOID, REGROUP, RESULT, *map(amend_of, AMENDS.values()), RECOVER, MERGE])
 def test_events_come_back_as_they_were(event: records.LogEvent) -> None:
     assert records.decode_event.decode(records.encode(event)) == event
 
@@ -178,6 +261,54 @@ def test_events_come_back_as_they_were(event: records.LogEvent) -> None:
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_messages_come_back_as_they_were(message: Message) -> None:
     assert messages.decode(SENDER, messages.encode(message)) == message
+
+
+@pytest.mark.parametrize("vertex", [VERTEX, LATER_VERTEX])
+def test_checkpoints_come_back_as_they_were(vertex: Vertex) -> None:
+    assert records.decode_vertex.decode(records.encode(vertex)) == vertex
+
+
+def test_a_checkpoint_names_its_rules_from_version_2_on_and_not_before() -> None:
+    for vertex in (VERTEX, LATER_VERTEX):
+        with pytest.raises(ValueError, match="bytes of rules"):
+            msgspec.structs.replace(vertex, version=3 - vertex.version)
+    early = msgspec.msgpack.decode(records.encode(LATER_VERTEX))
+    early[1] = 1
+    with pytest.raises(msgspec.DecodeError, match="bytes of rules"):
+        records.decode_vertex.decode(msgspec.msgpack.encode(early))
+
+
+TOO_LONG: dict[str, Record] = {
+    "a name": amend_of(Revoke(peer="p" * 65)),
+    "no name": amend_of(Revoke(peer="")),
+    "a rule": amend_of(Upgrade(number=1, version=2, rules=(("outer.lr", "1" * 65),))),
+    "rules": amend_of(Upgrade(number=1, version=2, rules=(("outer.lr", "1"),) * (records.MAX_RULES + 1))),
+    "signatures": msgspec.structs.replace(amend_of(UPGRADE), seals=(Seal("p", b""),) * (records.MAX_SEALS + 1)),
+    "a signature": msgspec.structs.replace(amend_of(UPGRADE), seals=(Seal("p", bytes(4097)),)),
+    "members": msgspec.structs.replace(RECOVER, members=("p",) * (records.MAX_NAMED + 1)),
+    "no members": msgspec.structs.replace(RECOVER, members=()),
+    "a hash": msgspec.structs.replace(RECOVER, vertex=bytes(33)),
+    "a weight": msgspec.structs.replace(MERGE, parents=(Parent(bytes(32), 1), Parent(b"w" * 32, 1 << 21))),
+    "no weight": msgspec.structs.replace(MERGE, parents=(Parent(bytes(32), 1), Parent(b"w" * 32, 0))),
+    "one parent": msgspec.structs.replace(MERGE, parents=(Parent(bytes(32), 1),)),
+}
+
+
+@pytest.mark.parametrize("what", TOO_LONG)
+def test_what_an_entry_names_is_bounded(what: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        records.decode_event.decode(records.encode(TOO_LONG[what]))
+
+
+def test_the_longest_entries_fit_an_agreement() -> None:
+    peer, signature = "1" * 52, bytes(3373)
+    seals = tuple(Seal(f"{peer[:-1]}{number}", signature) for number in range(records.MAX_SEALS))
+    change = Readmit(lost=peer, new=peer)
+    for event in (
+        msgspec.structs.replace(amend_of(change), seals=seals),
+        msgspec.structs.replace(RECOVER, members=(peer,) * records.MAX_NAMED),
+    ):
+        assert len(records.encode(event)) < MAX_VALUE_BYTES
 
 
 SEEDS = [records.encode(record) for record in RECORDS.values()] + [messages.encode(message) for message in MESSAGES]

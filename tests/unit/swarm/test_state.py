@@ -8,91 +8,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from barnraise.config import DataConfig, InnerConfig, RoundConfig, RunConfig
+from barnraise.config import DataConfig, RoundConfig, RunConfig
 from barnraise.errors import LocalError
 from barnraise.ids import EMPTY_DIGEST, Digest, PeerId
 from barnraise.swarm import records
 from barnraise.swarm.plan import plan
-from barnraise.swarm.records import Contribution, Cut, LogEvent, Metrics, Regroup, Result, Vertex, Void
+from barnraise.swarm.records import Contribution, LogEvent, Vertex
 from barnraise.swarm.slots import Segment
 from barnraise.swarm.state import MAX_SAMPLES, State, apply, assignment, check_follows, follow, genesis
 
-EVERYBODY = tuple(PeerId(f"peer-{number}") for number in range(6))
-CONFIG = RunConfig(
-    founders=EVERYBODY[:3],
-    inner=InnerConfig(batch_size=2),
-    round=RoundConfig(rounds=100, steps=3),
+from .entries import (
+    CONFIG,
+    EVERYBODY,
+    SAMPLES,
+    cut_of,
+    first_state,
+    regroup_of,
+    result_of,
+    void_of,
 )
-SAMPLES = 6
-
-
-def first_state() -> State:
-    return genesis(CONFIG, 2, Digest(bytes([1]) * 32), Digest(bytes([2]) * 32))
-
-
-def cut_of(state: State, contributors: Sequence[str], samples: Mapping[str, int] | None = None) -> Cut:
-    """Return a cut; ``samples``: what contributors claim, if not all that they were given."""
-    used = samples or {}
-    return Cut(
-        run=state.run,
-        epoch=state.epoch,
-        round=state.round,
-        attempt=state.attempt,
-        previous=state.head,
-        contributions=tuple(Contribution(peer, EMPTY_DIGEST, used.get(peer, SAMPLES)) for peer in contributors),
-    )
-
-
-def digest_of_cut(state: State) -> Digest:
-    assert state.cut is not None
-    return records.digest(records.encode(state.cut))
-
-
-def void_of(state: State, without: Sequence[str] = ()) -> Void:
-    return Void(
-        run=state.run,
-        epoch=state.epoch,
-        round=state.round,
-        attempt=state.attempt,
-        previous=state.head,
-        cut=digest_of_cut(state),
-        without=tuple(without),
-    )
-
-
-def regroup_of(state: State, joined: Sequence[str] = (), left: Sequence[str] = ()) -> Regroup:
-    return Regroup(
-        run=state.run,
-        epoch=state.epoch,
-        round=state.round,
-        attempt=state.attempt,
-        previous=state.head,
-        joined=tuple(joined),
-        left=tuple(left),
-    )
-
-
-def result_of(state: State, joined: Sequence[str] = (), left: Sequence[str] = ()) -> Result:
-    return Result(
-        run=state.run,
-        epoch=state.epoch,
-        round=state.round,
-        attempt=state.attempt,
-        previous=state.head,
-        cut=digest_of_cut(state),
-        excluded=(),
-        gram=EMPTY_DIGEST,
-        aggregate_root=bytes([3]) * 32,
-        theta_root=bytes([4]) * 32,
-        momentum_root=bytes([5]) * 32,
-        exponents=(17, 15),
-        metrics=Metrics(1_500_000, 1_400_000, 768),
-        ledger=EMPTY_DIGEST,
-        joined=tuple(joined),
-        left=tuple(left),
-        time=1_800_000_000,
-        vertex=EMPTY_DIGEST,
-    )
 
 
 def samples_of(segments: Sequence[Segment]) -> list[int]:
@@ -414,7 +348,7 @@ def test_of_data_of_its_own_nothing_comes_back_whatever_it_weighs() -> None:
 @pytest.mark.parametrize(("strategy", "steps"), [("synchronous", 1), ("diloco", 3), ("local_sgd", 3), ("fedavg", 3)])
 def test_the_strategy_says_how_many_steps_a_round_has(strategy: str, steps: int) -> None:
     config = replace(CONFIG, strategy=strategy, round=replace(CONFIG.round, seconds=2.5))  # type: ignore[arg-type]
-    state = replace(genesis(config, 2, EMPTY_DIGEST, EMPTY_DIGEST), round=4)
+    state = replace(genesis(config, 2, EMPTY_DIGEST, EMPTY_DIGEST), round=4, num_steps=4 * steps)
     planned = plan(state)
     assert (planned.steps, planned.first_step, planned.total_steps) == (steps, 4 * steps, 100 * steps)
     assert planned.seconds == 2.5

@@ -158,6 +158,20 @@ def test_no_shard_is_longer_than_it_may_be(codec: str) -> None:
             assert 0 < space.aggregated(part, 0).nbytes <= space.aggregate_bound_bytes(part, len(PEERS))
 
 
+def test_a_step_that_holds_the_momentum_leaves_it_and_names_it_as_it_was() -> None:
+    space = space_of("grid16", np.ones(SIZE, np.float32))
+    space.encode(np.full(SIZE, 2.0**-10, np.float32), EXPONENTS, 0, 3)
+    for shard in range(3):
+        space.aggregate(Part(0, shard, 3), 0, [(PEERS[0], 1)], PEERS[0])
+    before = space.momentum.copy()
+    held = space.step(0, EXPONENTS, DILOCO, 0, 3, holds_momentum=True)
+    assert held.momentum == root_of(before)
+    assert held.theta != root_of(space.theta)
+    plain = space.step(0, EXPONENTS, DILOCO, 0, 3)
+    assert (plain.momentum, plain.theta) != (held.momentum, held.theta)
+    assert plain.aggregate == held.aggregate
+
+
 @pytest.mark.parametrize(
     ("codec", "share"),
     [("int8", 0.5), ("int4", 0.25), ("int2", 0.125), ("topk:0.05+int8+zstd", 0.042), ("randomk:0.1", 0.1)],

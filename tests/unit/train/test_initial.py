@@ -12,8 +12,9 @@ from barnraise.config import ModelConfig, RunConfig
 from barnraise.errors import ConfigError
 from barnraise.model import pretrained
 from barnraise.model.build import build
-from barnraise.model.flat import by_name, flatten
+from barnraise.model.flat import flatten
 from barnraise.model.initialise import uniform
+from barnraise.model.tensors import by_name
 from barnraise.swarm.workspace import root_of
 from barnraise.train import initial
 
