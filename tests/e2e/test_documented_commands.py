@@ -66,6 +66,8 @@ CONTINUE = ".venv/bin/barnraise train --init model --profile 2 --tensorboard cur
 WRITE = ".venv/bin/barnraise config --preset distributed -o peer.yaml"
 START = ".venv/bin/barnraise start -c peer.yaml"
 BENCH = ".venv/bin/barnraise bench allreduce --mb 1,10 --codec fp32,int8"
+SIMULATE = ".venv/bin/barnraise simulate --seeds 200 --peers 7"
+ONE_WORLD = ".venv/bin/barnraise simulate --seed 3 --peers 4 --verbose"
 
 SMALL = {"MODEL__HIDDEN_SIZE": 32, "MODEL__NUM_LAYERS": 1, "MODEL__NUM_HEADS": 1, "ROUND__ROUNDS": 7, "ROUND__STEPS": 2}
 LONG = {**SMALL, "MODEL__NUM_LAYERS": 2, "ROUND__ROUNDS": 10_000, "ROUND__STEPS": 4}
@@ -229,6 +231,11 @@ def test_a_long_lived_peer_starts_from_the_file_that_was_written(place: Path) ->
         text = text.replace(theirs, ours)  # somebody may have the ports, and this machine no network
     file.write_text(text)
     assert "1 of 1 peers saw the end" in run(START, place, FEW)
+
+
+def test_agreement_is_not_broken(place: Path) -> None:
+    assert "broken promises" in run(SIMULATE, place)
+    assert "all promises kept" in run(ONE_WORLD, place)
 
 
 def test_the_links_of_this_machine_are_measured(place: Path) -> None:

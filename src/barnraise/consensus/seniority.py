@@ -1,4 +1,4 @@
-"""Who leads and how many are enough, when machines crash but do not lie.
+"""How many members are enough, when machines crash but do not lie.
 
 Members are ordered by seniority: the epoch in which they joined, then their peer id. A quorum is more than half
 of them, or exactly half including the most senior: any two quorums share a member, and of two machines the senior
@@ -14,11 +14,6 @@ def is_quorum(members: Sequence[PeerId], present: Collection[PeerId]) -> bool:
     """Tell whether ``present`` may act for ``members`` (in order of seniority)."""
     count = len(set(members).intersection(present))
     return 2 * count > len(members) or (2 * count == len(members) and count > 0 and members[0] in present)
-
-
-def leader(members: Sequence[PeerId], view: int) -> PeerId:
-    """Return who may propose in a view: the most senior in view 0, then down the list and round again."""
-    return members[view % len(members)]
 
 
 def explain(members: Sequence[PeerId], present: Collection[PeerId]) -> str:

@@ -31,7 +31,7 @@ MAX_HELD_PER_MEMBER: Final = 16
 """Things that an agreement may hold for each member."""
 MAX_SAID_AT_FIRST: Final = 8
 MAX_SAID_PER_VIEW: Final = 5
-MAX_ANSWERS_PER_MEMBER: Final = 4
+MAX_ANSWERS_PER_MEMBER: Final = 2
 MAX_SAID_PER_REPETITION: Final = 4
 """The contract of `Agreement.repeat`."""
 

@@ -451,6 +451,7 @@ def figure_8(machine: type[Raft]) -> set[bytes]:
     assert scene.elect(five, three, four)
     scene.say(five, scene.rafts[five].propose(b"y"))  # entry of term 1 at five only
     scene.wake(one)
+    scene.say(one, scene.rafts[one].propose(b""), three)  # is refused, and learns of term 1
     assert scene.elect(one, two, three)
     scene.say(one, scene.rafts[one].propose(b""), two, three)  # copied on in term 2, by a quorum
     for peer in (two, three, five):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from barnraise.consensus.seniority import explain, is_quorum, leader
+from barnraise.consensus.seniority import explain, is_quorum
 from barnraise.ids import PeerId
 
 SIZES = range(1, 7)
@@ -53,11 +53,6 @@ def test_strangers_and_an_empty_committee_are_no_quorum() -> None:
     assert not is_quorum(committee(3), {PeerId("stranger"), PeerId("other"), PeerId("third")})
     assert not is_quorum((), ())
     assert not is_quorum(committee(2), ())
-
-
-def test_leaders_take_turns_by_seniority() -> None:
-    members = committee(3)
-    assert [leader(members, view) for view in range(5)] == [*members, *members[:2]]
 
 
 def test_an_explanation_names_the_counts_and_what_is_awaited() -> None:
