@@ -16,7 +16,7 @@ from barnraise.swarm.records import digest
 
 BUDGET: Final = 60
 """Messages that a traitor makes up in a trial, each to one camp or to some."""
-FLOOD: Final = 40
+FLOOD: Final = 20
 """Prepares, and as many commits, that one that floods sends at once."""
 MAX_HEARD: Final = 128
 NUM_WAKES: Final = 4

@@ -35,7 +35,7 @@ LATE_S: Final = 1.0
 """Who speaks of a height that was decided so long ago has missed it."""
 SLOW_TO_JUDGE: Final = 0.2
 """Chance that a value is not looked at at once."""
-CHECKS_PER_COUNT: Final = 4
+CHECKS_PER_COUNT: Final = 6
 MAX_EARLY: Final = 256
 """Messages of later heights that are kept."""
 
