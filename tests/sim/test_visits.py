@@ -104,7 +104,7 @@ def test_where_all_leave_the_run_stops_and_its_members_stay_members() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "nth", "has_cut"), [("Broadcast", 8, False), ("Append", 1, True)], ids=["before its cut", "after it"]
+    ("after", "nth", "has_cut"), [("Broadcast", 7, False), ("Append", 1, True)], ids=["before its cut", "after it"]
 )
 def test_newcomers_go_on_when_all_who_hold_samples_of_the_round_have_died(after: str, nth: int, has_cut: bool) -> None:
     """They are the majority, and were given nothing yet: the round is begun anew, by them."""
