@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import trio
 
 from .lan import HERE, THERE, Lan
@@ -14,31 +15,30 @@ NUM_PEERS = 7
 NUM_TRAITORS = 2
 """As many as agreement withstands among seven."""
 RULES = replace(ROUND, grace_min_s=3.0, exchange_timeout_s=5.0, max_missed=1000)
-"""Nobody is let go, so that everybody is missed, and waited for, until it is back."""
+"""Nobody is let go for missing rounds, but for being gone."""
 PHASES = (
-    "before.Broadcast.pbft.PrePrepare",
-    "after.Broadcast.pbft.PrePrepare",
-    "after.Broadcast.pbft.Prepare",
-    "after.Broadcast.pbft.Commit",
-    "after.Append",
-    "Saved",
+    ("before.Broadcast.pbft.PrePrepare", "after.Broadcast.pbft.PrePrepare"),
+    ("after.Broadcast.pbft.Prepare", "after.Broadcast.pbft.Commit"),
+    ("after.Append", "Saved"),
 )
-"""Where the primary dies, in the order of an entry."""
+"""Where the primary dies, and then the next one, in the order of an entry."""
 
 
-async def test_the_primary_dies_in_each_phase(tmp_path: Path) -> None:
-    """One death after the other; the most senior member is the primary of every entry's first view."""
+@pytest.mark.parametrize("phases", PHASES)
+async def test_two_primaries_die_one_after_the_other(phases: tuple[str, str], tmp_path: Path) -> None:
+    """Who is gone when a round is agreed is let go, and so the next in seniority leads."""
     async with raised(tmp_path, NUM_PEERS, rules=RULES, round_s=0.2, profile="open") as swarm:
-        primary, others = swarm.peers[0], swarm.peers[1:]
-        await swarm.start(faults={0: f"kill@{PHASES[0]}:round=1"})
-        for next_phase in (*PHASES[1:], ""):
+        primaries, others = swarm.peers[:2], swarm.peers[2:]
+        await swarm.start(faults={0: f"kill@{phases[0]}:round=1", 1: f"kill@{phases[1]}:round=6"})
+        for primary in primaries:
             assert await primary.end() == -signal.SIGKILL, primary.words
-            at_death, since = max(peer.round for peer in swarm.peers), len(primary.events)
+            at_death = max(peer.round for peer in swarm.peers)
             for peer in others:
                 await peer.committed(at_death + 1)
-            fault = f"kill@{next_phase}:round={at_death + 4}" if next_phase else ""
-            await primary.start(fault=fault)
-            await primary.until_found(everybody_contributes(NUM_PEERS), since, "a round with everybody in it")
+            await primary.start()
+        back = max(peer.round for peer in swarm.peers) + 1
+        for peer in swarm.peers:
+            await peer.until_found(everybody_contributes(NUM_PEERS, after=back), what="a round with everybody in it")
         await swarm.leave()
         check(swarm)
 

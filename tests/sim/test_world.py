@@ -9,15 +9,18 @@ from dataclasses import replace
 
 import pytest
 
+from barnraise.consensus import pbft_messages
 from barnraise.consensus.agreement import Decision
 from barnraise.ids import PeerId
 from barnraise.sim.books import check_exactly_once, log_of
 from barnraise.sim.faults import CRASH_POINTS, Crash, Cutoff, Fault, Pause
+from barnraise.sim.node import Node
 from barnraise.sim.world import Broken, World, simulate
 from barnraise.swarm import records
 from barnraise.swarm import round as rounds
 from barnraise.swarm.effects import Commit, Effect
 from barnraise.swarm.member import Member
+from barnraise.swarm.messages import Message
 from barnraise.swarm.records import Cut, Result
 from barnraise.swarm.round import Stepped
 from barnraise.swarm.slots import Assignment, Segment
@@ -34,6 +37,24 @@ def check(world: World) -> None:
     """Every sample was trained on once or waits, and the run is over, or waits rightly."""
     check_exactly_once(world)
     assert all(node.member.state.is_over for node in world.nodes if node.alive) or world.is_waiting
+
+
+class Overheard(World):
+    """One member's forged votes reach the others, too early, whenever anybody says anything."""
+
+    def _hear(self, sender: Node, to: Node, message: Message) -> list[Effect]:
+        forged = pbft_messages.Commit(
+            height=to.member.state.height + 1, view=0, member=self.nodes[-1].peer, value=bytes(32), signature=b"forged"
+        )
+        if to is not self.nodes[-1]:
+            self._event(to, lambda: to.member.receive(self.now, self.nodes[-1].peer, forged))
+        return super()._hear(sender, to, message)
+
+
+def test_a_forged_vote_that_was_kept_takes_nothing_with_it_when_it_is_refused() -> None:
+    world = Overheard(seed=5, num_peers=4, profile="open")
+    world.run()
+    assert [len(node.disk.log) for node in world.nodes] == [len(world.decided)] * 4
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3, 4, 5, 8])

@@ -115,7 +115,9 @@ def examine(patient: Patient) -> list[Finding]:
         return [Finding(level="note", what="has not begun: there is no log yet", mend="Wait for the first round.")]
     try:
         with contextlib.closing(Store.read(patient.log_file)) as reader:
-            return [*_log(patient, reader), *_tensors(patient, reader), *_leftovers(patient)]
+            with reader.at_one_moment():
+                of_the_log = list(_log(patient, reader))
+            return [*of_the_log, *_tensors(patient, reader), *_leftovers(patient)]
     except (ConfigError, sqlite3.DatabaseError, msgspec.DecodeError, OverflowError) as error:
         return [_lost(patient, str(error)), *_leftovers(patient)]
 

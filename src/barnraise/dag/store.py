@@ -59,6 +59,15 @@ class Reader:
         """Close the file."""
         self._connection.close()
 
+    @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """Let all that is read in the block be of the moment when it began; the peer may go on meanwhile."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
+
     def run(self) -> RunId | None:
         """Return the id of the run whose log this is; None before it began."""
         row = self._connection.execute("SELECT id FROM run").fetchone()
@@ -93,9 +102,10 @@ class Reader:
 
     def kept(self, retention: Retention) -> list[Vertex]:
         """Return the vertices that keep their tensors by a rule, newest first."""
-        query = """SELECT record FROM vertex WHERE round > (SELECT IFNULL(MAX(round), 0) FROM vertex) - ?1
-            OR (?2 > 0 AND round % MAX(?2, 1) = 0) ORDER BY round DESC"""
-        rows = self._connection.execute(query, (retention.newest, retention.every)).fetchall()
+        query = """SELECT record FROM vertex WHERE round > (SELECT IFNULL(MAX(round), 0) FROM vertex) - :newest
+            OR (:every > 0 AND round % MAX(:every, 1) = 0) ORDER BY round DESC"""
+        rules = {"newest": retention.newest, "every": retention.every}
+        rows = self._connection.execute(query, rules).fetchall()
         return [records.decode_vertex.decode(row[0]) for row in rows]
 
     def first_gap(self) -> int | None:

@@ -150,10 +150,14 @@ class Driver:
         try:
             return event(trio.current_time())
         except PeerError as error:
-            if self._complaints.note(error.peer, trio.current_time()):
-                times = self._complaints.counts[error.peer]
-                self._events.emit("peer.refused", reason=f"{error} ({times} times)" if times > 1 else str(error))
+            self._complain(error)
             return []
+
+    def _complain(self, error: PeerError) -> None:
+        """Count a bad message, and tell of it unless there are many."""
+        if self._complaints.note(error.peer, trio.current_time()):
+            times = self._complaints.counts[error.peer]
+            self._events.emit("peer.refused", reason=f"{error} ({times} times)" if times > 1 else str(error))
 
     async def _post(self, event: Event) -> None:
         await self._inbox_in.send(event)
@@ -304,6 +308,8 @@ class Driver:
                 await self._finish(effect)
             case effects.Report():
                 self._events.emit(effect.event, **effect.fields)
+            case effects.Complain():
+                self._complain(effect.error)
             case _:
                 assert_never(effect)
 

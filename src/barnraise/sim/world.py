@@ -330,7 +330,7 @@ class World:
                 self._send_state(node, self._by_id(effect.to), effect)
             case effects.Finish():
                 node.leaving_since = None if effect.is_over else self.now
-            case effects.Report():
+            case effects.Report() | effects.Complain():
                 pass
         self._maybe_crash(node, name)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from barnraise.collective import exchange
 from barnraise.consensus.agreement import Decision, Record
+from barnraise.errors import PeerError
 from barnraise.ids import PeerId
 from barnraise.swarm.messages import Message
 from barnraise.swarm.plan import RoundPlan
@@ -115,6 +116,25 @@ class Report:
     fields: dict[str, object]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Complain:
+    """A peer said what no honest one can say, and what it says with it is dropped; what else happened stands."""
+
+    error: PeerError
+
+
 Effect = (
-    Broadcast | Send | PersistBallot | Train | Transfer | Step | Append | Commit | CatchUp | SendState | Finish | Report
+    Broadcast
+    | Send
+    | PersistBallot
+    | Train
+    | Transfer
+    | Step
+    | Append
+    | Commit
+    | CatchUp
+    | SendState
+    | Finish
+    | Report
+    | Complain
 )

@@ -236,24 +236,32 @@ class Member:
         found: list[Effect] = []
         if self.phase is Phase.GATHER and not self.is_hollow and isinstance(message, Ballot | Commit):
             found = self._begin_round(now)  # others have begun
-        match message:
-            case Commit():
-                found += self._on_commit(sender, message)
-            case Status():
-                found += self._on_status(now, sender, message)
-            case Want() | GenesisWanted() | Genesis() | Links() | StateWanted():
-                found += reply(self.state, self.work, self._mailbox, self.presence, sender, message)
-            case Petition():
-                found += self._on_petition(now, sender, message)
-            case Ballot():
-                found += self._on_ballot(now, sender, message)
-            case _:
-                assert_never(message)
+        try:
+            found += self._heard(now, sender, message)
+        except PeerError as error:
+            if not found:
+                raise
+            found.append(effects.Complain(error=error))
         if isinstance(message, Status) and num_changes == self.presence.num_changes and not found:
             return []  # most of what a large swarm says: what it may have made possible, the next tick does
         return found + self._advance(now)
 
     # ---- what came in -----------------------------------------------------------------------------------------
+
+    def _heard(self, now: float, sender: PeerId, message: Message) -> list[Effect]:
+        match message:
+            case Commit():
+                return self._on_commit(sender, message)
+            case Status():
+                return self._on_status(now, sender, message)
+            case Want() | GenesisWanted() | Genesis() | Links() | StateWanted():
+                return reply(self.state, self.work, self._mailbox, self.presence, sender, message)
+            case Petition():
+                return self._on_petition(now, sender, message)
+            case Ballot():
+                return self._on_ballot(now, sender, message)
+            case _:
+                assert_never(message)
 
     def _on_commit(self, sender: PeerId, message: Commit) -> list[Effect]:
         round_ = rounds.round_of(sender, message)
@@ -467,16 +475,17 @@ class Member:
         return [effects.Finish(is_over=False, reason=speech.why_leaving(self.state, self.me))]
 
     def _replay_early(self, now: float) -> list[Effect]:
+        """Take in what came too early.
+
+        1. an entry is decided, and is to be put on disk;  2. a liar's vote on the next one was kept, and is refused now;
+        3. if that ended this call, the entry would never come to disk. So a refusal is one effect among the others.
+        """
         found: list[Effect] = []
         for sender, message in self._mailbox.take():
-            if isinstance(message, Commit):
-                try:
-                    found += self._on_commit(sender, message)
-                except PeerError as error:
-                    fields: dict[str, object] = {"peer": sender, "reason": str(error)}
-                    found.append(effects.Report(event="peer.refused", fields=fields))
-            elif isinstance(message, Ballot):
-                found += self._on_ballot(now, sender, message)
+            try:
+                found += self._heard(now, sender, message)
+            except PeerError as error:
+                found.append(effects.Complain(error=error))
         return found
 
     def _resume(self, now: float) -> None:
