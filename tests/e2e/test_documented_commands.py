@@ -30,6 +30,7 @@ TRAINING = (
     ".venv/bin/barnraise train --json",
     "NO_COLOR=1 .venv/bin/barnraise train",
     "BARNRAISE_RUN_OUTER__LR=0.7 .venv/bin/barnraise train --steps 50",
+    ".venv/bin/barnraise train --trust open",
 )
 BEGIN = ".venv/bin/barnraise train --listen lan"
 RESUME = ".venv/bin/barnraise train --resume"
