@@ -250,7 +250,10 @@ class Courier:
         """Tell whether this very shard is here already: it may be in use, and is not overwritten."""
         work = self._member.work
         promise, leaf = work.promises.get(sender), work.updates_arrived.get((sender, shard))
-        return leaf is not None and (promise is None or promise.message.leaves[shard] == leaf)
+        if leaf is None or promise is None:
+            return leaf is not None
+        leaves = promise.message.leaves
+        return shard < len(leaves) and leaves[shard] == leaf
 
     def _lengths_of(self, header: Header, work: Work) -> range:
         """Return how long a shard may be; an empty one, of a vector with fewer borders than members, may be nothing."""

@@ -38,8 +38,8 @@ def begin(state: State, work: Work, me: PeerId) -> list[Effect] | None:
 
 def update_arrived(state: State, work: Work, round_: int, sender: PeerId, shard: int, leaf: bytes) -> list[Effect]:
     """Note a shard of a member's update; ``leaf`` is its hash."""
-    if round_ != state.round:
-        return []
+    if round_ != state.round or not 0 <= shard < work.plan.num_shards:
+        return []  # of a round before, or of this one before a regroup
     work.updates_arrived[sender, shard] = leaf
     return _take_update(state, work, sender, shard)
 

@@ -21,6 +21,8 @@ from barnraise.swarm.records import Commitment, Contribution, Cut, Metrics, Regr
 from barnraise.swarm.state import MAX_SAMPLES, State, apply, follow
 
 COMMIT_CONTEXT = "barnraise 1 commitment"
+MAX_TIME = 1 << 37
+"""Unix seconds, in the year 6325: calendars end at 9999, and what is agreed is shown for ever."""
 
 
 class Phase(enum.Enum):
@@ -133,7 +135,10 @@ def check_commitment(state: State, work: Work, sender: PeerId, message: Commit, 
     if not complaint and not verify(member, COMMIT_CONTEXT, signed.record, signed.signature):
         complaint = "its signature does not hold"
     if complaint:
-        raise PeerError(member, f"commitment to round {commitment.round} refused: {complaint}", signed.record)
+        # Whoever sent it is to blame: anybody can write a bad commitment in another member's name.
+        passed_on = "" if sender == member else f" (it is in the name of {member:.64})"
+        said = f"commitment to round {commitment.round} refused: {complaint}{passed_on}"
+        raise PeerError(sender, said, signed.record)
     return Promise(message=message, commitment=commitment, digest=records.digest(signed.record))
 
 
@@ -321,7 +326,9 @@ def build_result(
 
 
 def is_valid_result(state: State, work: Work, stepped: Stepped, proposed: Result) -> bool:
-    """Tell whether a proposal says what we computed; membership and time are the proposer's to say."""
+    """Tell whether a proposal says what we computed; membership and time, if it is one, are the proposer's to say."""
+    if not 0 <= proposed.time <= MAX_TIME:
+        return False
     ours = build_result(
         state,
         work,
