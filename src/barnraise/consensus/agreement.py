@@ -188,6 +188,10 @@ class Kind(Protocol):
         """Tell whether ``present`` may act for ``members``, in order of seniority."""
         ...
 
+    def num_witnesses(self, members: Sequence[PeerId]) -> int:
+        """Return how many members must say a thing before one that does not lie has said it."""
+        ...
+
     def explain(self, members: Sequence[PeerId], present: Collection[PeerId]) -> str:
         """Say in plain words why those present are not a quorum."""
         ...

@@ -471,6 +471,10 @@ class PbftKind:
         """Tell whether ``present`` may act for ``members``: see `quorum`."""
         return quorum.is_quorum(members, present)
 
+    def num_witnesses(self, members: Sequence[PeerId]) -> int:
+        """Return f + 1."""
+        return quorum.num_faulty(len(members)) + 1
+
     def explain(self, members: Sequence[PeerId], present: Collection[PeerId]) -> str:
         """Say in plain words why those present are not a quorum."""
         return quorum.explain(members, present)

@@ -26,6 +26,10 @@ class RaftKind:
         """Tell whether ``present`` may act for ``members``: see `seniority`."""
         return is_quorum(members, present)
 
+    def num_witnesses(self, members: Sequence[PeerId]) -> int:
+        """Return 1: nobody lies."""
+        return 1
+
     def explain(self, members: Sequence[PeerId], present: Collection[PeerId]) -> str:
         """Say in plain words why those present are not a quorum."""
         return seniority.explain(members, present)

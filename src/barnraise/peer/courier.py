@@ -206,7 +206,8 @@ class Courier:
         ):
             return None
         if header.kind == "update":
-            if self._is_verified(sender, header.shard):
+            # A room is kept for each attempt until the round ends, so there are as many as there were attempts.
+            if header.attempt > member.state.attempt or self._is_verified(sender, header.shard):
                 return None
         elif header.attempt != member.state.attempt or (header.attempt, header.shard) in work.aggregates_arrived:
             return None

@@ -291,8 +291,8 @@ class Member:
         )
         if self.is_hollow or self.phase is Phase.OVER:
             return []
-        if message.height > self.state.height:
-            self._ballots.abstain(now, message.height)
+        if (believed := self._height_believed(message.height)) > self.state.height:
+            self._ballots.abstain(now, believed)
         behind = message.height - self.state.height
         if behind <= 0 or self._owed or self.phase is Phase.BEHIND or self._donors.is_shunned(sender, now):
             return []
@@ -308,6 +308,13 @@ class Member:
         recovery = self._pool.recovery(self.state) if self._is_voting and not self.is_hollow else None
         decided: list[Effect | Decision] = [recovery] if recovery else []
         return [effects.Broadcast(message=message), *self._agree(now, decided)]
+
+    def _height_believed(self, told: int) -> int:
+        """Return how far others are for certain, one of whom has just told of a height: no single liar's word counts."""
+        kind = self.state.agreement
+        if kind.trusts_members:
+            return told
+        return self.presence.told_height(self.state.peers, kind.num_witnesses(self.state.peers))
 
     def _on_ballot(self, now: float, sender: PeerId, message: Ballot) -> list[Effect]:
         if self.phase is Phase.OVER and message.height >= self.state.height:

@@ -129,6 +129,11 @@ class Presence:
             known = self._down[members] = (min(there, default=now), down)
         return known[1]
 
+    def told_height(self, members: Iterable[PeerId], num_witnesses: int) -> int:
+        """Return the greatest height that so many of the others say they have reached, or passed; -1: there is none."""
+        told = sorted((self._seen[peer].height for peer in members if peer in self._seen), reverse=True)
+        return told[num_witnesses - 1] if len(told) >= num_witnesses else -1
+
     def ahead_of(self, height: int) -> tuple[PeerId, ...]:
         """Return the connected peers that said they are further."""
         return tuple(sorted(peer for peer, seen in self._seen.items() if seen.connected and seen.height > height))

@@ -1,15 +1,18 @@
 """What one member says to harm another: whoever says it is to blame, and nothing else comes of it."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
 from barnraise.errors import PeerError
 from barnraise.swarm import round as rounds
-from barnraise.swarm.messages import Commit
+from barnraise.swarm.messages import Commit, Status
+from barnraise.swarm.presence import Presence
 from barnraise.swarm.records import Signed
 from barnraise.swarm.round import MAX_TIME, Stepped
 
-from .room import A, B, C, digest_of, room_of
+from .room import TIMEOUT_S, A, B, C, D, Room, config_of, digest_of, room_of
 
 
 def forged_commitment() -> Commit:
@@ -58,3 +61,22 @@ def test_a_result_of_a_time_that_no_calendar_has_is_not_agreed_to(time: int) -> 
     assert rounds.is_valid_result(after, work, stepped, proposed)
     wrong = msgspec.structs.replace(proposed, time=time)
     assert not rounds.is_valid_result(after, work, stepped, wrong)
+
+
+def test_one_that_claims_to_be_far_ahead_keeps_nobody_from_voting() -> None:
+    room = Room(replace(config_of(A, B, C, D), profile="open"))
+    for peer in (A, B, C):
+        room.enter(peer, is_fresh=True)
+    room.train()
+    for height in range(100, 130):
+        for peer in (A, B, C):
+            room.say(peer, room.members[peer].receive(room.now, D, Status(height=height, round=0, wants_in=False)))
+        room.wait(1.0)
+    assert room.members[A].state.round > 0
+
+
+def test_a_height_is_believed_once_so_many_tell_of_it_or_of_a_greater_one() -> None:
+    presence = Presence(me=A, timeout_s=TIMEOUT_S, started_at=0.0)
+    for peer, height in ((B, 3), (C, 9), (D, 5)):
+        presence.note(peer, height=height, wants_in=False, wants_out=False, is_hollow=False)
+    assert [presence.told_height((A, B, C, D), count) for count in (1, 2, 3, 4)] == [9, 5, 3, -1]
