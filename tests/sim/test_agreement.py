@@ -163,14 +163,14 @@ def test_a_machine_that_falls_over_is_a_violation(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_decision_that_its_own_kind_disowns_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("barnraise.consensus.pbft.PbftKind.holds", lambda *_: False)
+    monkeypatch.setattr("barnraise.consensus.pbft_kind.PbftKind.holds", lambda *_: False)
     with pytest.raises(Violation, match="votes that do not hold"):
         simulate(0, 4, protocol_of("pbft"))
 
 
 def test_votes_are_counted_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kind that lets everything pass is not believed."""
-    monkeypatch.setattr("barnraise.consensus.pbft.PbftKind.holds", lambda *_: True)
+    monkeypatch.setattr("barnraise.consensus.pbft_kind.PbftKind.holds", lambda *_: True)
     stage = Stage(draw(0, 4), protocol_of("pbft"), None)
     decision = Decision(value=b"value", view=0, votes=tuple((peer, b"made up") for peer in stage.peers))
     with pytest.raises(Violation, match="0 votes that hold"):

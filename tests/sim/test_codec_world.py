@@ -2,8 +2,9 @@
 
 import pytest
 
+from barnraise.sim.drawn import simulate
 from barnraise.sim.faults import Crash
-from barnraise.sim.world import World, simulate
+from barnraise.sim.world import World
 from barnraise.swarm import records
 from barnraise.swarm.records import Cut, Result
 

@@ -6,8 +6,9 @@ A failure names the seed: `barnraise.sim.world.simulate(seed, visits=True)` repl
 import pytest
 
 from barnraise.sim.books import check_exactly_once, log_of
+from barnraise.sim.drawn import simulate
 from barnraise.sim.faults import Crash, Cutoff, Depart, Fault, Join
-from barnraise.sim.world import Broken, World, simulate
+from barnraise.sim.world import Broken, World
 from barnraise.swarm.ballots import Ballots
 from barnraise.swarm.records import Cut, Regroup, Result, Void
 

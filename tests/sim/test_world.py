@@ -13,9 +13,10 @@ from barnraise.consensus import pbft_messages
 from barnraise.consensus.agreement import Decision
 from barnraise.ids import PeerId
 from barnraise.sim.books import check_exactly_once, log_of
+from barnraise.sim.drawn import simulate
 from barnraise.sim.faults import CRASH_POINTS, Crash, Cutoff, Fault, Pause
 from barnraise.sim.node import Node
-from barnraise.sim.world import Broken, World, simulate
+from barnraise.sim.world import Broken, World
 from barnraise.swarm import records
 from barnraise.swarm import round as rounds
 from barnraise.swarm.effects import Commit, Effect

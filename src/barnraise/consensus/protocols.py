@@ -8,7 +8,7 @@ import msgspec
 
 from barnraise.consensus import pbft_messages, raft_messages
 from barnraise.consensus.agreement import Kind, Record
-from barnraise.consensus.pbft import PBFT
+from barnraise.consensus.pbft_kind import PBFT
 from barnraise.consensus.raft_kind import RAFT
 from barnraise.swarm.records import Decoder
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from barnraise.consensus.agreement import Ballot, Decision, Effect, Judge, Persist, Record, Scope, Sign, Verify
-from barnraise.consensus.pbft import Pbft, PbftKind
+from barnraise.consensus.pbft import Pbft
+from barnraise.consensus.pbft_kind import PbftKind
 from barnraise.consensus.pbft_messages import Fetch, PbftRecord, Prepare, PrePrepare, ViewChange, Vote
 from barnraise.consensus.pbft_seals import Seals
 from barnraise.consensus.pbft_views import Views

@@ -23,7 +23,7 @@ from barnraise.consensus.agreement import Decision
 from barnraise.consensus.seniority import is_quorum
 from barnraise.errors import PeerError
 from barnraise.ids import PeerId
-from barnraise.sim.faults import Crash, Cutoff, Depart, Fault, Join, Pause, draw, draw_visits
+from barnraise.sim.faults import Crash, Cutoff, Depart, Fault, Join, Pause
 from barnraise.sim.node import Disk, Node, update_of, verify
 from barnraise.swarm import effects, messages
 from barnraise.swarm.adopt import adopt
@@ -481,25 +481,3 @@ class World:
 
     def _by_id(self, peer: PeerId) -> Node:
         return next(node for node in self.nodes if node.peer == peer)
-
-
-def simulate(
-    seed: int,
-    *,
-    num_peers: int = 4,
-    rounds: int = 4,
-    visits: bool = False,
-    codec: str = "int8",
-    seconds: float = 0.0,
-) -> World:
-    """Run one world with faults drawn from the seed, and visitors; raise `Broken` with the seed in its message."""
-    rng = random.Random(seed)
-    faults = draw(rng, num_peers=num_peers, num_rounds=rounds, horizon_s=20.0 * rounds)
-    if visits:
-        faults += draw_visits(rng, num_peers=num_peers, horizon_s=4.0 * rounds)
-    world = World(seed=seed, num_peers=num_peers, rounds=rounds, faults=faults, codec=codec, seconds=seconds)
-    try:
-        world.run()
-    except Broken as error:
-        raise Broken(f"seed {seed}: {error}; faults {faults}") from error
-    return world

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from barnraise.consensus.agreement import Ballot, Broadcast, Decision, Effect, Persist, Scope, Send
-from barnraise.consensus.pbft import PBFT, Pbft
+from barnraise.consensus.pbft import Pbft
+from barnraise.consensus.pbft_kind import PBFT
 from barnraise.consensus.pbft_messages import Commit, Fetch, PbftRecord, Prepare, PrePrepare, ViewChange
 from barnraise.consensus.pbft_seals import Seals
 from barnraise.ids import PeerId

@@ -14,7 +14,7 @@ from barnraise.consensus.agreement import (
     Send,
     decided,
 )
-from barnraise.consensus.pbft import PBFT
+from barnraise.consensus.pbft_kind import PBFT
 from barnraise.consensus.pbft_messages import Fetch, PbftMessage, PbftRecord, Prepare, PrePrepare
 from barnraise.errors import LocalError, PeerError
 from barnraise.ids import PeerId

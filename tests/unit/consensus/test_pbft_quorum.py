@@ -3,7 +3,7 @@
 import pytest
 
 from barnraise.consensus import quorum
-from barnraise.consensus.pbft import PBFT
+from barnraise.consensus.pbft_kind import PBFT
 
 from .pbft_cast import peers
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from barnraise.consensus.agreement import Ballot, Broadcast, Decision, Effect, Judge, Persist, Send
-from barnraise.consensus.pbft import PBFT, Pbft
+from barnraise.consensus.pbft import Pbft
+from barnraise.consensus.pbft_kind import PBFT
 from barnraise.consensus.pbft_messages import PbftRecord, PrePrepare
 from barnraise.consensus.quorum import num_faulty
 from barnraise.errors import PeerError
