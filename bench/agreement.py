@@ -7,21 +7,19 @@ METHODOLOGY.md says what each figure is and how it is taken.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
 import trio
-from measure import process
+from measure.report import report
 from measure.swarm import Recorder, random_trainer, run_swarm
 
-from barnraise.cli import sole
 from barnraise.config import RoundConfig, RunConfig
-from barnraise.errors import BarnraiseError
 
 PARAMETERS: Final = 100_000
 """So few that moving and adding them costs next to nothing."""
@@ -64,7 +62,7 @@ async def measure(num_peers: int, rounds: int, parent: Path) -> Figures:
     return figures
 
 
-def show(figures: Figures) -> None:
+def show(figures: Mapping[str, float]) -> None:
     """Print the table."""
     bounds = {"open_agree_s": MAX_AGREE_S, "open_cpu_share": MAX_CPU_SHARE}
     for name, value in figures.items():
@@ -81,24 +79,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        process.require_proc()
-        machine = process.machine()
+
+    def measured() -> Figures:
         with tempfile.TemporaryDirectory(prefix="barnraise-bench-") as directory:
-            figures = trio.run(measure, arguments.peers, arguments.rounds, Path(directory))
-    except BaseException as error:
-        cause = sole(error)
-        if not isinstance(cause, BarnraiseError):
-            raise
-        print(f"agreement: {cause}", file=sys.stderr)
-        return cause.exit_code
-    machine["load_average_after"] = round(os.getloadavg()[0], 2)
-    print(" ".join(f"{key}={value}" for key, value in machine.items()))
-    show(figures)
-    if arguments.json:
-        rounded = {name: round(value, 4) for name, value in figures.items()}
-        arguments.json.write_text(json.dumps({**rounded, "machine": machine}, indent=2) + "\n", encoding="utf-8")
-    return 0
+            return trio.run(measure, arguments.peers, arguments.rounds, Path(directory))
+
+    return report("agreement", measured, show, arguments.json)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,18 @@ METHODOLOGY.md says what each figure is and how it is taken.
 """
 
 import argparse
-import json
-import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from measure import process
+from measure.report import report
 
 from barnraise.config import RunConfig
 from barnraise.consensus.agreement import Decision
@@ -28,7 +26,6 @@ from barnraise.consensus.pbft_messages import Commit
 from barnraise.dag import proof
 from barnraise.dag.proof import Proof
 from barnraise.dag.proving import assemble
-from barnraise.errors import BarnraiseError
 from barnraise.identity import Identity
 from barnraise.ids import Digest
 from barnraise.swarm import records
@@ -131,7 +128,7 @@ def _command(file: Path) -> tuple[float, float]:
     return time.perf_counter() - began, cpu_s
 
 
-def show(figures: Figures) -> None:
+def show(figures: Mapping[str, float]) -> None:
     """Print the table."""
     for name, value in figures.items():
         verdict = f"<= {MAX_CHECK_S:g} {'holds' if value <= MAX_CHECK_S else 'DOES NOT HOLD'}"
@@ -146,20 +143,12 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
-    machine = process.machine()
-    try:
+
+    def measured() -> Mapping[str, float]:
         with tempfile.TemporaryDirectory(prefix="barnraise-bench-") as directory:
-            figures = measure(arguments.members, arguments.changes, arguments.repeats, Path(directory))
-    except BarnraiseError as error:
-        print(f"certificates: {error}", file=sys.stderr)
-        return error.exit_code
-    machine["load_average_after"] = round(os.getloadavg()[0], 2)
-    print(" ".join(f"{key}={value}" for key, value in machine.items()))
-    show(figures)
-    if arguments.json:
-        rounded = {name: round(value, 5) for name, value in figures.items()}
-        arguments.json.write_text(json.dumps({**rounded, "machine": machine}, indent=2) + "\n", encoding="utf-8")
-    return 0
+            return measure(arguments.members, arguments.changes, arguments.repeats, Path(directory))
+
+    return report("certificates", measured, show, arguments.json, digits=5)
 
 
 if __name__ == "__main__":

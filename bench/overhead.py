@@ -8,7 +8,6 @@ METHODOLOGY.md says what each figure is and how it is taken.
 
 import argparse
 import dataclasses
-import json
 import os
 import statistics
 import subprocess
@@ -23,13 +22,12 @@ from typing import Final
 import trio
 from measure import process
 from measure.loops import WARM_UP_ROUNDS
+from measure.report import report
 from measure.swarm import Mark, Recorder, random_trainer, run_swarm
 from measure.turns import take_turns
 
-from barnraise.cli import sole
 from barnraise.config import DataConfig, RoundConfig, RunConfig
 from barnraise.data import corpus
-from barnraise.errors import BarnraiseError
 
 NUM_PEERS: Final = 4
 UPDATE_PARAMETERS: Final = 6_250_000
@@ -191,7 +189,7 @@ async def measure(arguments: argparse.Namespace) -> Figures:
     return figures
 
 
-def show(figures: Figures) -> None:
+def show(figures: Mapping[str, float]) -> None:
     """Print the table."""
     for name, target in TARGETS.items():
         if name in figures:
@@ -209,23 +207,7 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, help="where runs are kept meanwhile; default: the system's temporary files")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        process.require_proc()
-        machine = process.machine()
-        figures = trio.run(measure, arguments)
-    except BaseException as error:
-        cause = sole(error)
-        if not isinstance(cause, BarnraiseError):
-            raise
-        print(f"overhead: {cause}", file=sys.stderr)
-        return cause.exit_code
-    machine["load_average_after"] = round(os.getloadavg()[0], 2)
-    print(" ".join(f"{key}={value}" for key, value in machine.items()))
-    show(figures)
-    if arguments.json:
-        rounded = {name: round(value, 4) for name, value in figures.items()}
-        arguments.json.write_text(json.dumps({**rounded, "machine": machine}, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return report("overhead", lambda: trio.run(measure, arguments), show, arguments.json)
 
 
 if __name__ == "__main__":
